@@ -1,0 +1,43 @@
+"""Fine-tune pretrained transformers with Lightning, and see why they decide as they do."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lit_nlp.data.sentiment import SentimentDataModule
+    from lit_nlp.data.text_classification import TextClassificationDataModule
+    from lit_nlp.explain.attribution import attribute
+    from lit_nlp.explain.report import write_report
+    from lit_nlp.modules.sentiment import SentimentModule
+    from lit_nlp.modules.text_classification import TextClassificationModule
+
+__version__ = "0.1.0"
+
+# Imported when first asked for: `import lit_nlp` costs milliseconds, and one part drags in no other's needs.
+_HOMES = {
+    "SentimentDataModule": "lit_nlp.data.sentiment",
+    "SentimentModule": "lit_nlp.modules.sentiment",
+    "TextClassificationDataModule": "lit_nlp.data.text_classification",
+    "TextClassificationModule": "lit_nlp.modules.text_classification",
+    "attribute": "lit_nlp.explain.attribution",
+    "write_report": "lit_nlp.explain.report",
+}
+
+__all__ = [
+    "SentimentDataModule",
+    "SentimentModule",
+    "TextClassificationDataModule",
+    "TextClassificationModule",
+    "attribute",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,61 @@
+"""One family for users' mistakes: what was expected, what came, where, and how to mend it.
+
+Every error that a user can cause is a `UserError`. The command line prints it as one line and
+exits with status 2; a script that uses the parts can catch the whole family by its base.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(Exception):
+    """A mistake in what the user gave, told in one line: ``where: problem; mend``.
+
+    Args:
+        problem: What was expected and what came instead.
+        where: File and line, column, option or checkpoint at fault.
+        mend: What to do about it, as an imperative.
+    """
+
+    def __init__(self, problem: str, *, where: str | None = None, mend: str | None = None) -> None:
+        self.problem, self.where, self.mend = problem, where, mend
+        super().__init__(problem, where, mend)
+
+    def __str__(self) -> str:
+        located = f"{self.where}: {self.problem}" if self.where else self.problem
+        whole = f"{located}; {self.mend}" if self.mend else located
+        return " ".join(whole.split())
+
+
+class DataError(UserError):
+    """A source, row, column or label that can't be read as what it should be."""
+
+
+class BackboneError(UserError):
+    """A backbone that can't be found, loaded or used for the task."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is missing, damaged, foreign, or in conflict with what was asked for."""
+
+
+class ConfigError(UserError):
+    """Arguments that are wrong by themselves or don't go together."""
+
+
+class NonFiniteError(UserError):
+    """A loss or gradient that is not finite; training stopped before the update.
+
+    Args:
+        rows: The rows of the training split (counted from 0) that the batch held.
+    """
+
+    def __init__(self, problem: str, *, rows: list[int], where: str | None = None, mend: str | None = None) -> None:
+        super().__init__(problem, where=where, mend=mend)
+        self.rows = rows
+
+
+def did_you_mean(got: str, known: Iterable[str]) -> str | None:
+    """Return the question that points to the known word nearest to `got`, if one is near."""
+    near = get_close_matches(got, list(known), n=1)
+    return f"did you mean {near[0]!r}?" if near else None

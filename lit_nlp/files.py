@@ -1,0 +1,55 @@
+"""Writing results: whole or not at all, and never over an earlier one."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from lit_nlp.errors import UserError
+
+# JSON leaves these in strings as they are, but many readers end a line at them.
+_LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
+
+
+def write_text(path: Path, text: str, *, keep_earlier: bool = True) -> None:
+    """Write a file in one move.
+
+    Args:
+        keep_earlier: Keep an earlier file of the name beside it, as ``name-1.json``.
+
+    Raises:
+        UserError: The folder can't be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
+            try:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+                os.chmod(file.name, 0o644)
+                if keep_earlier and path.exists():
+                    os.replace(path, unused(path.with_name(f"{path.stem}-1{path.suffix}")))
+                os.replace(file.name, path)
+            finally:
+                Path(file.name).unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"it can't be written ({error.strerror})", where=str(path), mend="choose a folder that you may write"
+        ) from error
+
+
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write one JSON object a line, as `write_text` does."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False).translate(_LINE_ENDS) + "\n" for row in rows))
+
+
+def unused(path: Path) -> Path:
+    """Return the path, or the first of ``name-2``, ``name-3``, … that isn't taken."""
+    if not path.exists():
+        return path
+    stem = path.stem.removesuffix("-1")
+    return next(free for number in count(2) if not (free := path.with_name(f"{stem}-{number}{path.suffix}")).exists())

@@ -1,0 +1,115 @@
+"""Where a backbone string points, and the tokenizer that lies there.
+
+A backbone is one string: a hub id, a folder, ``package:name/folder``, a GGUF file (a path or inside
+a package), or a checkpoint of ours.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from lit_nlp import packages
+from lit_nlp.checkpoints import SECTION, SUFFIX, read_checkpoint, unpack_tokenizer
+from lit_nlp.errors import BackboneError
+
+
+@dataclass(frozen=True)
+class Location:
+    """A backbone string, resolved.
+
+    Attributes:
+        backbone: The string as the user gave it, for messages.
+        path: A folder or a hub id, as `from_pretrained` takes it; for a checkpoint, its file.
+        gguf_file: The file's name inside the folder, for a GGUF backbone.
+    """
+
+    backbone: str
+    path: str
+    gguf_file: str | None = None
+
+    @property
+    def is_checkpoint(self) -> bool:
+        """Whether a checkpoint of ours is the backbone."""
+        return self.path.endswith(SUFFIX)
+
+    @property
+    def arguments(self) -> dict[str, str]:
+        """The keyword arguments that every `from_pretrained` needs for it."""
+        named = {"pretrained_model_name_or_path": self.path}
+        return named | ({"gguf_file": self.gguf_file} if self.gguf_file else {})
+
+
+def locate_backbone(backbone: str) -> Location:
+    """Resolve a backbone string without loading anything.
+
+    Raises:
+        BackboneError: It names a package, folder or file that isn't there.
+    """
+    path = str(Path(backbone).expanduser()) if backbone.startswith("~") else backbone
+    if backbone.startswith(packages.PREFIX):
+        path = str(packages.locate(backbone, BackboneError))
+    elif not Path(path).exists() and (
+        backbone.startswith((".", "/", "~")) or Path(backbone).suffix in (SUFFIX, ".gguf")
+    ):
+        raise BackboneError(
+            "there is no such folder or file",
+            where=f"backbone {backbone}",
+            mend="give a folder, a hub id, or package:name/folder",
+        )
+    if path.endswith(".gguf"):
+        return Location(backbone, str(Path(path).parent), Path(path).name)
+    return Location(backbone, path)
+
+
+def unloadable(backbone: str, error: Exception) -> BackboneError:
+    """Return the one-line error for a backbone that transformers could not load."""
+    first_line = str(error).strip().partition("\n")[0]
+    return BackboneError(
+        f"it can't be loaded ({type(error).__name__}: {first_line})",
+        where=f"backbone {backbone}",
+        mend="check the name and the network, or give a local folder or package:name/folder",
+    )
+
+
+def load_tokenizer(backbone: str) -> PreTrainedTokenizerBase:
+    """Return the backbone's tokenizer, padding and truncating on the right.
+
+    A tokenizer without a padding token (most decoders') pads with its end-of-text token; the
+    attention mask, not the token, tells padding from text.
+
+    Raises:
+        BackboneError: The tokenizer can't be loaded, knows no words, or has neither token.
+    """
+    location = locate_backbone(backbone)
+    if location.is_checkpoint:
+        tokenizer = unpack_tokenizer(read_checkpoint(location.path)[SECTION])
+    else:
+        try:
+            tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(**location.arguments))
+        except Exception as error:  # the tokenizers library raises no narrower one
+            raise unloadable(backbone, error) from error
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        # What transformers makes of a folder without a tokenizer's files; it would read every word as unknown.
+        raise BackboneError(
+            "its tokenizer knows no words",
+            where=f"backbone {backbone}",
+            mend="put the tokenizer's files, such as tokenizer.json, beside the weights",
+        )
+    if not tokenizer.is_fast:
+        raise BackboneError(
+            "its tokenizer has no fast version, which tells where in the text each token stands",
+            where=f"backbone {backbone}",
+            mend="use a backbone with a tokenizer.json",
+        )
+    tokenizer.padding_side = tokenizer.truncation_side = "right"
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise BackboneError(
+                "the tokenizer has neither a padding nor an end-of-text token",
+                where=f"backbone {backbone}",
+                mend="add a pad_token to its tokenizer_config.json",
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer

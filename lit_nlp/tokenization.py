@@ -1,0 +1,157 @@
+"""From texts to token sequences, and from sequences to a padded batch of tensors."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Int
+from tokenizers import Encoding
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from lit_nlp.errors import ConfigError
+
+Text = str | tuple[str, str]
+Tokens = dict[str, list[int]]
+
+# A limit that says "none was set": transformers writes 1e30 into such a tokenizer.
+_UNLIMITED = 1_000_000
+_DEFAULT_MAX_LENGTH = 512
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Texts as token sequences; a text that was split has several.
+
+    Attributes:
+        sequences: One dict a sequence: `input_ids`, and `token_type_ids` where the backbone has them.
+        row: For each sequence, the number of its text; never decreasing.
+        truncated: For each text, whether tokens of it were left out.
+        encodings: For each sequence, what the tokenizer knows of it.
+    """
+
+    sequences: list[Tokens]
+    row: list[int]
+    truncated: list[bool]
+    encodings: list[Encoding]
+
+    @cached_property
+    def offsets(self) -> list[list[tuple[int, int]]]:
+        """For each sequence and token, its characters in the text; `(0, 0)` for special tokens."""
+        return [encoding.offsets for encoding in self.encodings]
+
+    @cached_property
+    def part(self) -> list[list[int]]:
+        """For each sequence and token, 0 in the text, 1 in the text pair, -1 in neither."""
+        return [[-1 if part is None else part for part in encoding.sequence_ids] for encoding in self.encodings]
+
+
+def resolve_max_length(tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> int:
+    """Return the tokens that a sequence may have: as asked, or what the backbone reads, at most 512.
+
+    Raises:
+        ConfigError: More was asked for than the backbone reads.
+    """
+    limit = tokenizer.model_max_length if tokenizer.model_max_length < _UNLIMITED else None
+    if max_length is None:
+        return min(limit or _DEFAULT_MAX_LENGTH, _DEFAULT_MAX_LENGTH)
+    if limit is not None and max_length > limit:
+        raise ConfigError(
+            f"max_length is {max_length}, but the backbone reads at most {limit} tokens",
+            mend=f"set max_length to {limit} or less, and doc_stride to split longer texts",
+        )
+    return max_length
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], *, max_length: int, doc_stride: int | None = None
+) -> Encoded:
+    """Tokenise texts, or pairs of texts, to at most `max_length` tokens.
+
+    Args:
+        tokenizer: A fast tokenizer.
+        texts: All single texts, or all pairs.
+        max_length: Tokens of a sequence, special tokens included.
+        doc_stride: The tokens by which the windows of a longer text overlap; None truncates it. Of a
+            pair, the first text is split and the second repeated in each window.
+
+    Raises:
+        ConfigError: It is one text and no list, single texts and pairs are mixed, or `max_length` leaves no
+            room for the first text of a pair beside the second, or for new tokens beside the overlap.
+    """
+    if isinstance(texts, str):
+        raise ConfigError("expected a list of texts, got one text", where="texts", mend="write [text]")
+    if len({isinstance(text, str) for text in texts}) > 1:
+        raise ConfigError("single texts and pairs are mixed", mend="give all texts alone, or all as pairs")
+    firsts = [text if isinstance(text, str) else text[0] for text in texts]
+    seconds = None if all(isinstance(text, str) for text in texts) else [text[1] for text in texts]
+    if not firsts:
+        return Encoded([], [], [], [])
+    _check_room(tokenizer, firsts, seconds, max_length, doc_stride)
+    windowed = doc_stride is not None
+    encoding = tokenizer(
+        firsts,
+        seconds,
+        truncation="only_first" if windowed or seconds is None else "longest_first",
+        max_length=max_length,
+        stride=doc_stride or 0,
+        return_overflowing_tokens=True,
+        return_attention_mask=False,
+    )
+    rows: list[int] = encoding["overflow_to_sample_mapping"]
+    is_first = [i == 0 or rows[i - 1] != row for i, row in enumerate(rows)]
+    split = {row for row, first in zip(rows, is_first, strict=True) if not first}
+    keep = [i for i in range(len(rows)) if windowed or is_first[i]]
+    names = [name for name in ("input_ids", "token_type_ids") if name in encoding]
+    return Encoded(
+        sequences=[{name: encoding[name][i] for name in names} for i in keep],
+        row=[rows[i] for i in keep],
+        truncated=[not windowed and row in split for row in range(len(texts))],
+        encodings=[encoding.encodings[i] for i in keep],
+    )
+
+
+def _check_room(
+    tokenizer: PreTrainedTokenizerBase,
+    firsts: list[str],
+    seconds: list[str] | None,
+    max_length: int,
+    doc_stride: int | None,
+) -> None:
+    """Refuse what the tokenizers library would answer with a panic, or with sequences longer than `max_length`."""
+    if doc_stride is not None and doc_stride < 0:
+        raise ConfigError(f"doc_stride must be at least 0, got {doc_stride}")
+    special = tokenizer.num_special_tokens_to_add(pair=seconds is not None)
+    room, needed = max_length - special, 1 + (doc_stride or 0)
+    overlap = f" with doc_stride={doc_stride}" if doc_stride else ""
+    mend = "raise max_length or lower doc_stride" if doc_stride else "raise max_length"
+    if room < (2 if seconds is not None and doc_stride is None else needed):
+        raise ConfigError(
+            f"max_length={max_length} leaves no room for text beside {special} special tokens{overlap}", mend=mend
+        )
+    if seconds is None or doc_stride is None:
+        return
+    for first, second, tokens in zip(firsts, seconds, _counts(tokenizer, seconds), strict=True):
+        if room - tokens < needed and room - tokens < _counts(tokenizer, [first])[0]:
+            raise ConfigError(
+                f"max_length={max_length} leaves no room for text beside the {tokens} tokens"
+                f" of {second[:40]!r}{overlap}",
+                mend=mend,
+            )
+
+
+def _counts(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[int]:
+    return [len(ids) for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]]
+
+
+def pad(sequences: Sequence[Tokens], pad_token_id: int) -> dict[str, Int[Tensor, "batch sequence"]]:
+    """Pad sequences on the right to the longest, and add the attention mask that tells text from padding."""
+    longest = max(len(tokens["input_ids"]) for tokens in sequences)
+    padding = {"input_ids": pad_token_id, "token_type_ids": 0}
+    batch = {
+        name: torch.tensor([tokens[name] + [padding[name]] * (longest - len(tokens[name])) for tokens in sequences])
+        for name in sequences[0]
+    }
+    mask = [[1] * len(tokens["input_ids"]) + [0] * (longest - len(tokens["input_ids"])) for tokens in sequences]
+    return batch | {"attention_mask": torch.tensor(mask)}
