@@ -1,0 +1,315 @@
+"""TextDataModule: what the data modules share. Text in, padded batches out."""
+
+import hashlib
+import json
+import os
+import random
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from lit_nlp.data import sources
+from lit_nlp.data.batching import Batches, BatchSampler
+from lit_nlp.data.sources import Columns, Row
+from lit_nlp.errors import ConfigError
+from lit_nlp.pretrained import load_tokenizer
+from lit_nlp.tokenization import resolve_max_length
+
+Split = Literal["train", "val", "test", "predict"]
+Source = str | list[str]
+
+# Raise it when the same source and arguments would give other tables than before.
+_CACHE_FORMAT = 2
+_ROWS_AT_ONCE = 1_000
+_SPLITS_OF_VERB: dict[str, tuple[Split, ...]] = {
+    "fit": ("train", "val"),
+    "validate": ("val",),
+    "test": ("test",),
+    "predict": ("predict",),
+}
+
+T = TypeVar("T")
+
+
+class TextDataModule(LightningDataModule):
+    """Reads, tokenises once, caches, shuffles, groups by length and pads.
+
+    A task says which columns it reads (`columns_of`), what it keeps of a row (`tokenise`, `schema`),
+    how rows become a batch (`collate`), and what a module must know of the data (`facts`).
+
+    Args:
+        backbone: Whose tokenizer to use: a hub id, folder, ``package:name/folder``, GGUF file or checkpoint.
+        train: Source of the training rows: a file, glob, ``hub:…`` or ``package:…``, or a list of these.
+        val: Source of the validation rows. None: `val_fraction` of the training rows is held out.
+        test: Source of the test rows.
+        predict: Source of the rows to predict; they need no labels.
+        columns: Canonical column -> the file's column, or a list of columns to join.
+        column_names: The columns' names of a CSV or TSV file without a header.
+        max_length: Tokens of a sequence. None: what the backbone reads, at most 512.
+        batch_size: Rows of a batch.
+        max_tokens: Fill batches up to this many tokens, padding included, instead of counting rows.
+        val_fraction: Share of the training rows to validate on when `val` is absent.
+        limit: At most this many rows of each split, drawn at random by `seed`.
+        num_workers: Processes that prepare batches; 0 prepares them in the main process.
+        seed: Decides the shuffling, the held-out share and the drawn rows.
+
+    Raises:
+        ConfigError: Arguments out of range, or a split that is needed and has no source.
+        DataError: A row that can't be read as what it should be, with its file and line.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        train: Source | None = None,
+        val: Source | None = None,
+        test: Source | None = None,
+        predict: Source | None = None,
+        columns: dict[str, str | list[str]] | None = None,
+        column_names: list[str] | None = None,
+        max_length: int | None = None,
+        batch_size: int = 32,
+        max_tokens: int | None = None,
+        val_fraction: float = 0.1,
+        limit: int | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        _require(batch_size >= 1, f"batch_size must be at least 1, got {batch_size}")
+        _require(max_tokens is None or max_tokens >= 1, f"max_tokens must be at least 1, got {max_tokens}")
+        _require(0 < val_fraction < 1, f"val_fraction must lie between 0 and 1, got {val_fraction}")
+        _require(limit is None or limit >= 1, f"limit must be at least 1, got {limit}")
+        _require(max_length is None or max_length >= 1, f"max_length must be at least 1, got {max_length}")
+        self.backbone = backbone
+        self.sources: dict[Split, Source | None] = {"train": train, "val": val, "test": test, "predict": predict}
+        self.columns, self.column_names = columns or {}, column_names
+        self._max_length, self.batch_size, self.max_tokens = max_length, batch_size, max_tokens
+        self.val_fraction, self.limit, self.num_workers, self.seed = val_fraction, limit, num_workers, seed
+        self.tables: dict[Split, datasets.Dataset] = {}
+
+    # What a task says
+
+    def columns_of(self, split: Split) -> Columns:
+        """Return the columns that the task reads of a split's files."""
+        raise NotImplementedError
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns that `tokenise` returns."""
+        raise NotImplementedError
+
+    def tokenise(self, rows: list[Row], split: Split) -> Mapping[str, list[Any]]:
+        """Turn rows into the columns of `schema`; `length` is what the batches are grouped by."""
+        raise NotImplementedError
+
+    def collate(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Pad rows of a table to a batch under the names that transformers' forward takes.
+
+        The key `row` holds the rows' numbers in their split, one for each sequence.
+        """
+        raise NotImplementedError
+
+    def options(self, split: Split) -> dict[str, Any]:
+        """Return what decides the split's table besides its source and columns; part of the cache's key."""
+        return {"max_length": self.max_length}
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a module must know of the data, by the names of the module's arguments."""
+        return {"max_length": self.max_length}
+
+    # What every task shares
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The backbone's tokenizer."""
+        return load_tokenizer(self.backbone)
+
+    @property
+    def max_length(self) -> int:
+        """Tokens that a sequence may have, special tokens included."""
+        return resolve_max_length(self.tokenizer, self._max_length)
+
+    def read(self, split: Split) -> Iterator[Row]:
+        """Return all rows of a split's source, whatever the limit.
+
+        Raises:
+            ConfigError: The split has no source.
+        """
+        source = self.sources[split]
+        if source is None:
+            raise ConfigError(f"there is no {split} data", where=f"data.{split}", mend=f"give --data.{split} FILE")
+        return sources.read(source, self.columns_of(split))
+
+    def prepare_data(self) -> None:
+        """Tokenise what the verb needs, once; other processes then find it in the cache."""
+        for split in self._needed():
+            self._table(split)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the splits that a stage needs.
+
+        Args:
+            stage: fit, validate, test or predict; None opens every split that has a source.
+        """
+        for split in _SPLITS_OF_VERB[stage] if stage else self._needed():
+            if split not in self.tables:
+                self.tables[split] = self._open(split)
+
+    def train_dataloader(self) -> Batches:
+        """Shuffled batches of like length."""
+        return self._batches("train", shuffle=True)
+
+    def val_dataloader(self) -> Batches:
+        """Validation batches, the longest first."""
+        return self._batches("val")
+
+    def test_dataloader(self) -> Batches:
+        """Test batches, the longest first."""
+        return self._batches("test")
+
+    def predict_dataloader(self) -> Batches:
+        """Batches to predict, the longest first; `row` tells their place in the file."""
+        return self._batches("predict")
+
+    def _needed(self) -> tuple[Split, ...]:
+        if self.trainer is not None and self.trainer.state.fn is not None:
+            return _SPLITS_OF_VERB[self.trainer.state.fn]
+        given = tuple(split for split, source in self.sources.items() if source is not None)
+        return given + (("val",) if "train" in given and "val" not in given else ())
+
+    def _open(self, split: Split) -> datasets.Dataset:
+        table = self._table(split)
+        if self.sources["val"] is None and split in ("train", "val"):
+            held_out = self._held_out(len(table))
+            rows = held_out if split == "val" else sorted(set(range(len(table))) - set(held_out))
+            table = table.select(rows)
+        truncated = pc.sum(table.with_format("arrow")["truncated"]).as_py() if "truncated" in table.column_names else 0
+        if truncated:
+            rank_zero_warn(
+                f"{split}: {truncated} of {len(table)} texts are longer than max_length={self.max_length} tokens"
+                " and were truncated; set doc_stride to split them into windows instead."
+            )
+        return table
+
+    def _held_out(self, rows: int) -> list[int]:
+        _require(rows >= 2, "one training row can't be split in two", mend="give --data.val FILE")
+        count = min(max(1, round(rows * self.val_fraction)), rows - 1)
+        return sorted(random.Random(self.seed).sample(range(rows), count))
+
+    def _batches(self, split: Split, shuffle: bool = False) -> Batches:
+        table = self.tables[split]
+        tokens = [
+            name for name in table.column_names if name not in ("text", "text_pair", "where", "truncated", "length")
+        ]
+        sampler = BatchSampler(
+            table["length"][:],
+            batch_size=self.batch_size if self.max_tokens is None else max(1, len(table)),
+            max_tokens=self.max_tokens,
+            shuffle=shuffle,
+            seed=self.seed,
+            rank=self.trainer.global_rank if self.trainer else 0,
+            world_size=self.trainer.world_size if self.trainer else 1,
+        )
+        return Batches(_NumberedRows(table.select_columns(tokens)), sampler, self.collate, self.num_workers)
+
+    def _table(self, split: Split) -> datasets.Dataset:
+        """Return the split's tokenised rows, memory-mapped from the cache."""
+        if split == "val" and self.sources["val"] is None and self.sources["train"] is not None:
+            split = "train"
+        path = cache_folder() / f"{self._cache_key(split)}.arrow"
+        if not path.exists():
+            self._write_table(split, path)
+        return datasets.Dataset.from_file(str(path))
+
+    def _cache_key(self, split: Split) -> str:
+        source = self.sources[split]
+        if source is None:
+            self.read(split)
+        self.tokenizer.backend_tokenizer.no_truncation()
+        self.tokenizer.backend_tokenizer.no_padding()
+        identity = [
+            _CACHE_FORMAT,
+            f"{type(self).__module__}.{type(self).__qualname__}",
+            sources.fingerprint(source) if source else None,
+            repr(self.columns_of(split)),
+            self.tokenizer.backend_tokenizer.to_str(),
+            self.options(split),
+            self.limit and [self.limit, self.seed],
+        ]
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
+
+    def _write_table(self, split: Split, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = tqdm(self._limited(self.read(split)), desc=f"Tokenising {split}", unit=" rows", disable=None)
+        # In the same folder, and moved when whole: a run that is stopped here leaves no half table.
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
+            try:
+                with pa.ipc.new_stream(file, self.schema) as writer:
+                    for some in _chunks(rows, _ROWS_AT_ONCE):
+                        writer.write_table(pa.table(dict(self.tokenise(some, split)), schema=self.schema))
+                file.flush()
+                os.replace(file.name, path)
+            finally:
+                Path(file.name).unlink(missing_ok=True)
+
+    def _limited(self, rows: Iterator[Row]) -> Iterable[Row]:
+        if self.limit is None:
+            return rows
+        return sample(rows, self.limit, self.seed)
+
+
+class _NumberedRows(Dataset[dict[str, Any]]):
+    """The rows of a table, each with its number under `row`."""
+
+    def __init__(self, table: datasets.Dataset) -> None:
+        self.table = table
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitems__(self, rows: list[int]) -> list[dict[str, Any]]:
+        columns = self.table[rows]
+        return [{"row": row} | {name: columns[name][i] for name in columns} for i, row in enumerate(rows)]
+
+
+def cache_folder() -> Path:
+    """Return where tokenised tables are kept: `$LIT_NLP_CACHE`, else `~/.cache/lit_nlp`."""
+    return Path(os.environ.get("LIT_NLP_CACHE") or Path.home() / ".cache" / "lit_nlp")
+
+
+def sample(items: Iterable[T], size: int, seed: int) -> list[T]:
+    """Draw `size` items with equal chance, in their order (Vitter's algorithm R); all, where there are fewer."""
+    generator = random.Random(seed)
+    drawn: list[tuple[int, T]] = []
+    for number, item in enumerate(items):
+        if number < size:
+            drawn.append((number, item))
+        elif (slot := generator.randrange(number + 1)) < size:
+            drawn[slot] = (number, item)
+    return [item for _, item in sorted(drawn, key=lambda pair: pair[0])]
+
+
+def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    iterator = iter(items)
+    while chunk := list(islice(iterator, size)):
+        yield chunk
+
+
+def _require(holds: bool, problem: str, mend: str | None = None) -> None:
+    if not holds:
+        raise ConfigError(problem, where="data", mend=mend)

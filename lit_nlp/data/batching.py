@@ -1,0 +1,173 @@
+"""Which rows go together: batches of like length, by rows or by tokens, resumable, one share a process."""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import cycle, islice
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from lit_nlp.errors import ConfigError
+
+# Rows are sorted by length within pools of this many batches: far enough to leave next to no padding,
+# near enough that an epoch stays a shuffle.
+_POOL_BATCHES = 50
+
+
+def plan_batches(
+    lengths: Sequence[int], *, batch_size: int, max_tokens: int | None = None, generator: torch.Generator | None = None
+) -> list[list[int]]:
+    """Return the batches of one epoch, as row numbers: every row once, rows of like length together.
+
+    Args:
+        lengths: Tokens of each row.
+        batch_size: Rows of a batch; with a token budget, at most these many.
+        max_tokens: A budget of tokens, padding included, that a batch doesn't exceed; a row that is
+            longer than the budget makes a batch of its own.
+        generator: Shuffles rows and batches. None: no shuffling, the longest first, so that a lack of
+            memory shows at once.
+    """
+    if generator is None:
+        order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+        return _fill(order, lengths, batch_size, max_tokens)
+    order = torch.randperm(len(lengths), generator=generator).tolist()
+    pool = batch_size * _POOL_BATCHES
+    batches = []
+    for start in range(0, len(order), pool):
+        rows = sorted(order[start : start + pool], key=lambda row: -lengths[row])
+        batches.extend(_fill(rows, lengths, batch_size, max_tokens))
+    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+
+
+def _fill(order: list[int], lengths: Sequence[int], batch_size: int, max_tokens: int | None) -> list[list[int]]:
+    """Cut rows, sorted from long to short, into batches; the first row of each is its longest."""
+    batches: list[list[int]] = []
+    for row in order:
+        full = not batches or len(batches[-1]) == batch_size
+        if full or (max_tokens and (len(batches[-1]) + 1) * lengths[batches[-1][0]] > max_tokens):
+            batches.append([])
+        batches[-1].append(row)
+    return batches
+
+
+def share(batches: list[list[int]], rank: int, world_size: int, *, even: bool) -> list[list[int]]:
+    """Return the batches of one process among `world_size`.
+
+    Processes wait for each other at every batch, so each should get equally many.
+
+    Args:
+        even: Give some batches twice where they don't divide, as training may. Otherwise every row is
+            given once, and batches are halved until they divide or hold one row each.
+
+    Raises:
+        ConfigError: A process would get no batch.
+    """
+    missing = -len(batches) % world_size
+    whole = [*batches, *islice(cycle(batches), missing)] if even else _halved(batches, len(batches) + missing)
+    if len(whole) < world_size:
+        problem = f"too few rows ({len(whole)}) for {world_size} processes"
+        raise ConfigError(problem, where="data", mend="lower trainer.devices")
+    return whole[rank::world_size]
+
+
+def _halved(batches: list[list[int]], count: int) -> list[list[int]]:
+    """Halve the last of the largest batches until there are `count`, or each holds one row."""
+    batches = list(batches)
+    while len(batches) < count and (most := max(map(len, batches), default=0)) > 1:
+        last = max(i for i, batch in enumerate(batches) if len(batch) == most)
+        batches[last : last + 1] = [batches[last][: most // 2], batches[last][most // 2 :]]
+    return batches
+
+
+class BatchSampler:
+    """The batches of an epoch for one process, the same again for the same seed and epoch.
+
+    With a token budget the batches are drawn once and only their order changes by epoch, so that
+    every epoch has as many steps as the schedule counted on.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        *,
+        batch_size: int,
+        max_tokens: int | None = None,
+        shuffle: bool = False,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.lengths, self.batch_size, self.max_tokens = lengths, batch_size, max_tokens
+        self.shuffle, self.seed, self.rank, self.world_size = shuffle, seed, rank, world_size
+        self.epoch = 0
+        self._planned: tuple[int, list[list[int]]] | None = None
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose batches come next; Lightning calls it before each."""
+        self.epoch = epoch
+
+    def batches(self) -> list[list[int]]:
+        """Return this process's batches of the current epoch."""
+        if self._planned is None or self._planned[0] != self.epoch:
+            self._planned = (self.epoch, share(self._plan(), self.rank, self.world_size, even=self.shuffle))
+        return self._planned[1]
+
+    def _plan(self) -> list[list[int]]:
+        if not self.shuffle:
+            return plan_batches(self.lengths, batch_size=self.batch_size, max_tokens=self.max_tokens)
+        by_epoch = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        if self.max_tokens is None:
+            return plan_batches(self.lengths, batch_size=self.batch_size, generator=by_epoch)
+        once = torch.Generator().manual_seed(self.seed)
+        batches = plan_batches(self.lengths, batch_size=self.batch_size, max_tokens=self.max_tokens, generator=once)
+        return [batches[i] for i in torch.randperm(len(batches), generator=by_epoch).tolist()]
+
+
+class Batches:
+    """Padded batches of a data set: an iterable that remembers how far it came.
+
+    It is no `DataLoader`, but makes one an epoch: Lightning would take a `DataLoader` with a batch
+    sampler apart to shard it, and ours shards itself. `state_dict` and `load_state_dict` let Lightning
+    resume inside an epoch at the very next batch.
+    """
+
+    # Lightning asks whatever has a `sampler` for this name too.
+    batch_sampler: None = None
+
+    def __init__(
+        self, dataset: Dataset[Any], sampler: BatchSampler, collate: Callable[[list[Any]], Any], num_workers: int = 0
+    ) -> None:
+        self.dataset, self.sampler, self.collate, self.num_workers = dataset, sampler, collate, num_workers
+        # The epoch, and how many of its batches were given out; the next pass leaves them out after a resume only.
+        self._given_out = (0, 0)
+        self._resumed = False
+
+    def __len__(self) -> int:
+        return len(self.sampler.batches())
+
+    def __iter__(self) -> Iterator[Any]:
+        epoch, done = self.sampler.epoch, self.state_dict()["done"] if self._resumed else 0
+        self._given_out, self._resumed = (epoch, done), False
+        loader = DataLoader(
+            self.dataset,
+            batch_sampler=self.sampler.batches()[done:],
+            collate_fn=self.collate,
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+            # Its own generator: a loader without one draws from the global state, and with it dropout
+            # would depend on how often a loader was made.
+            generator=torch.Generator(),
+        )
+        for number, batch in enumerate(loader, start=done + 1):
+            self._given_out = (epoch, number)
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the epoch and the batches of it that were given out."""
+        epoch, done = self._given_out
+        return {"epoch": self.sampler.epoch, "done": done if epoch == self.sampler.epoch else 0}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on after the batches that `state` counts."""
+        self.sampler.set_epoch(state["epoch"])
+        self._given_out, self._resumed = (state["epoch"], state["done"]), True

@@ -1,0 +1,188 @@
+"""Text classification: single texts or pairs, with one label, several, or a score."""
+
+from collections import Counter
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, Literal
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from lit_nlp.data import sources
+from lit_nlp.data.base import Split, TextDataModule
+from lit_nlp.data.labels import class_index, class_label, count_labels, in_order, number, several_labels
+from lit_nlp.data.sources import Columns, Row
+from lit_nlp.errors import ConfigError
+from lit_nlp.tokenization import encode, pad
+
+ProblemType = Literal["single_label", "multi_label", "regression"]
+# Names in order, or the file's value -> name; YAML makes numbers and bools of some values.
+Labels = list[str] | dict[Any, str]
+
+
+class TextClassificationDataModule(TextDataModule):
+    """Rows of `text`, optionally `text_pair`, and `label`.
+
+    A batch holds `input_ids` and `attention_mask` `[sequences, sequence]` (and `token_type_ids`), `row`
+    `[sequences]`, the row of each sequence, and `labels`: class numbers `[rows]`, or for several labels
+    or scores floats `[rows, classes]`. Sequences and rows differ in number only where `doc_stride`
+    splits long texts.
+
+    Args:
+        labels: The classes' names in order, or a dict from the file's values to their names. None: the
+            labels found in the training data, numbers by value, words by alphabet.
+        problem_type: `single_label`, `multi_label` (a list, a string with separators, or one column of
+            0 or 1 for each label) or `regression` (numbers).
+        label_separator: Between the labels of one cell, for `multi_label`.
+        doc_stride: Split texts longer than `max_length` into windows that overlap by this many tokens,
+            instead of truncating them; the windows' logits are averaged.
+        pairs: Whether rows hold a `text_pair`, which every split then needs. None: the training data tells.
+        kwargs: The arguments of `TextDataModule`.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        *,
+        labels: Labels | None = None,
+        problem_type: ProblemType = "single_label",
+        label_separator: str = "|",
+        doc_stride: int | None = None,
+        pairs: bool | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(backbone, **kwargs)
+        self.pairs = pairs
+        self.label_names = _names(labels)
+        self.problem_type, self.label_separator, self.doc_stride = problem_type, label_separator, doc_stride
+
+    @cached_property
+    def labels(self) -> list[str]:
+        """The classes' names, in the order of the logits; for regression the name of the score."""
+        if self.problem_type == "regression":
+            return ["score"]
+        return list(dict.fromkeys(self.label_names.values())) or in_order(self._counted)
+
+    @cached_property
+    def label_counts(self) -> list[int]:
+        """The training rows of each class, in the order of `labels`; empty for regression."""
+        return [] if self.problem_type == "regression" else [self._counted[label] for label in self.labels]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the module must know: the classes and how long texts are met."""
+        return super().facts | {
+            "labels": self.labels,
+            "label_counts": self.label_counts,
+            "problem_type": self.problem_type,
+            "doc_stride": self.doc_stride,
+            "pairs": bool(self.reads_pairs),
+        }
+
+    @cached_property
+    def reads_pairs(self) -> bool | None:
+        """Whether rows are pairs: as given, else as the first training row; None where neither tells."""
+        if self.pairs is not None or self.sources["train"] is None:
+            return self.pairs
+        columns = Columns(text=("text",), optional_text=("text_pair",), mapping=self.columns, names=self.column_names)
+        return "text_pair" in next(iter(sources.read(self.sources["train"], columns))).values
+
+    def columns_of(self, split: Split) -> Columns:
+        """Read the label everywhere but for `predict`, and the second text where the training rows have one."""
+        pair = ("text_pair",)
+        return Columns(
+            text=("text", *pair) if self.reads_pairs else ("text",),
+            optional_text=pair if self.reads_pairs is None else (),
+            value=None if split == "predict" else "label",
+            mapping=self.columns,
+            names=self.column_names,
+        )
+
+    @property
+    def schema(self) -> pa.Schema:
+        """One row a text; `input_ids` is a list of windows."""
+        windows = pa.list_(pa.list_(pa.int32()))
+        fields = {"input_ids": windows, "length": pa.int32(), "truncated": pa.bool_(), "where": pa.string()}
+        if "token_type_ids" in self.tokenizer.model_input_names:
+            fields["token_type_ids"] = windows
+        label = pa.int64() if self.problem_type == "single_label" else pa.list_(pa.float32())
+        return pa.schema(fields | {"text": pa.string(), "text_pair": pa.string(), "label": label})
+
+    def options(self, split: Split) -> dict[str, Any]:
+        """Add the classes, which decide the labels' numbers."""
+        known = {} if split == "predict" else {"labels": self.labels, "names": self.label_names}
+        ours = {"doc_stride": self.doc_stride, "type": self.problem_type, "separator": self.label_separator}
+        return super().options(split) | ours | known
+
+    def tokenise(self, rows: list[Row], split: Split) -> Mapping[str, list[Any]]:
+        """Tokenise texts and number labels."""
+        pairs = [row.values.get("text_pair") for row in rows]
+        texts = [
+            (row.values["text"], pair) if pair else row.values["text"] for row, pair in zip(rows, pairs, strict=True)
+        ]
+        encoded = encode(self.tokenizer, texts, max_length=self.max_length, doc_stride=self.doc_stride)
+        names = [name for name in ("input_ids", "token_type_ids") if name in self.schema.names]
+        columns: dict[str, list[Any]] = {name: [[] for _ in rows] for name in names}
+        for row, tokens in zip(encoded.row, encoded.sequences, strict=True):
+            for name in names:
+                columns[name][row].append(tokens[name])
+        return columns | {
+            # What the windows take in a batch, padded to their longest.
+            "length": [len(windows) * max(map(len, windows)) for windows in columns["input_ids"]],
+            "truncated": encoded.truncated,
+            "where": [row.where for row in rows],
+            "text": [row.values["text"] for row in rows],
+            "text_pair": pairs,
+            "label": [None if split == "predict" else self.target(row) for row in rows],
+        }
+
+    def target(self, row: Row) -> int | list[float]:
+        """Return what a row's label is to the loss: a class number, or floats `[classes]`.
+
+        Raises:
+            DataError: The label isn't one of the classes, or no number for regression.
+        """
+        value = row.values["label"]
+        if self.problem_type == "regression":
+            return [number(value, row.where)]
+        if self.problem_type == "single_label":
+            return self._class(class_label(value, row.where), row.where)
+        chosen = {self._class(label, row.where) for label in several_labels(value, row.where, self.label_separator)}
+        return [float(index in chosen) for index in range(len(self.labels))]
+
+    def collate(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Pad all windows of the rows to one batch."""
+        names = [name for name in ("input_ids", "token_type_ids") if name in rows[0]]
+        sequences = [
+            dict(zip(names, window, strict=True))
+            for row in rows
+            for window in zip(*(row[n] for n in names), strict=True)
+        ]
+        batch: dict[str, Tensor] = dict(pad(sequences, int(self.tokenizer.pad_token_id)))
+        batch["row"] = torch.tensor([row["row"] for row in rows for _ in row["input_ids"]])
+        if rows[0].get("label") is not None:
+            batch["labels"] = torch.tensor([row["label"] for row in rows])
+        return batch
+
+    @cached_property
+    def _counted(self) -> Counter[str]:
+        separator = self.label_separator if self.problem_type == "multi_label" else None
+        return count_labels(self.read("train"), self.label_names, separator)
+
+    def _class(self, label: str, where: str) -> int:
+        if not self.label_names:
+            return class_index(label, self.labels, where)
+        values = list(self.label_names)
+        return self.labels.index(self.label_names[values[class_index(label, values, where)]])
+
+
+def _names(labels: Labels | None) -> dict[str, str]:
+    """Return the file's value -> class name; empty where the data decides."""
+    pairs = labels.items() if isinstance(labels, dict) else [(label, label) for label in labels or []]
+    names = {class_label(value, "data.labels"): name for value, name in pairs}
+    if labels is not None and len(set(names.values())) < 2:
+        raise ConfigError(f"at least two classes are needed, got {labels}", where="data.labels")
+    if len(names) < len(pairs):
+        raise ConfigError(f"a label is named twice in {labels}", where="data.labels")
+    return names
