@@ -1,0 +1,1 @@
+"""Batches in; losses, metrics and predictions out."""

@@ -1,0 +1,361 @@
+"""TransformerModule: backbone, optimizer, schedule, self-contained checkpoint, attribution hooks."""
+
+import inspect
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar, cast
+
+import torch
+from jaxtyping import Float, Int
+from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from transformers import get_scheduler
+
+from lit_nlp.checkpoints import SECTION, check_primitives, pack_backbone, read_checkpoint
+from lit_nlp.errors import CheckpointError, ConfigError, NonFiniteError
+from lit_nlp.modules.backbones import check_vocabulary, load_config, load_model
+from lit_nlp.modules.optimization import freeze as freeze_parameters
+from lit_nlp.modules.optimization import parameter_groups, parameter_places, warmup_steps
+from lit_nlp.modules.rng import rng_state, set_rng_state
+from lit_nlp.pretrained import load_tokenizer
+from lit_nlp.tokenization import Encoded, Text, Tokens, encode, pad, resolve_max_length
+
+Batch = Mapping[str, Tensor]
+M = TypeVar("M", bound="TransformerModule")
+
+
+class TransformerModule(LightningModule):
+    """Fully fine-tunes a pretrained transformer; a task adds its head, loss, metrics and predictions.
+
+    Args:
+        backbone: A hub id, folder, ``package:name/folder``, GGUF file, or a checkpoint to go on from.
+        learning_rate: The peak of the schedule.
+        weight_decay: AdamW's, on all weights but biases and norms.
+        warmup: Steps of linear warm-up; below 1 a share of all steps.
+        scheduler: What the rate does after the warm-up, by step: `linear` or `cosine` decay to 0, or `constant`.
+        layer_decay: Each layer learns at this share of the rate of the layer above it.
+        freeze: Parameters that don't learn, by name or pattern, such as ``embeddings``. None: all learn.
+        label_smoothing: Probability mass that the loss spreads over all classes.
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third slower.
+        compile: Compile the model while fitting.
+        attn_implementation: `sdpa`, `eager`, `flash_attention_2`, …; None: transformers' choice.
+        max_length: Tokens of a sequence when the module tokenises texts by itself. None: what the
+            backbone reads, at most 512.
+
+    Raises:
+        BackboneError: The backbone can't be loaded or doesn't fit its tokenizer.
+        ConfigError: Arguments out of range.
+        TypeError: An argument that is no JSON primitive, and so would not load from a checkpoint.
+    """
+
+    auto_class: ClassVar[Any]
+
+    def __init__(
+        self,
+        backbone: str,
+        learning_rate: float = 5e-5,
+        weight_decay: float = 0.01,
+        warmup: float = 0.1,
+        scheduler: Literal["linear", "cosine", "constant"] = "linear",
+        layer_decay: float = 1.0,
+        freeze: list[str] | None = None,
+        label_smoothing: float = 0.0,
+        gradient_checkpointing: bool = False,
+        compile: bool = False,
+        attn_implementation: str | None = None,
+        max_length: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        check_primitives(dict(self.hparams), type(self).__name__)
+        require(learning_rate > 0, f"learning_rate must be above 0, got {learning_rate}")
+        require(weight_decay >= 0, f"weight_decay must be at least 0, got {weight_decay}")
+        require(warmup >= 0, f"warmup must be at least 0, got {warmup}")
+        require(0 < layer_decay <= 1, f"layer_decay must lie above 0 and be at most 1, got {layer_decay}")
+        require(0 <= label_smoothing < 1, f"label_smoothing must lie in [0, 1), got {label_smoothing}")
+        self.learning_rate, self.weight_decay, self.layer_decay = learning_rate, weight_decay, layer_decay
+        self.warmup, self.scheduler = warmup, scheduler
+        self.label_smoothing = label_smoothing
+        self.tokenizer = load_tokenizer(backbone)
+        self.max_length = resolve_max_length(self.tokenizer, max_length)
+        config = load_config(backbone, pad_token_id=self.tokenizer.pad_token_id, **self.config_changes())
+        self.model = load_model(backbone, self.auto_class, config, attn_implementation=attn_implementation)
+        check_vocabulary(self.model, self.tokenizer, backbone)
+        if self.tokenizer.pad_token_id == self.tokenizer.eos_token_id:
+            # An embedding never learns its padding token; but here it is one that texts may hold.
+            self.model.get_input_embeddings().padding_idx = None  # type: ignore[assignment]
+        self._check_positions()
+        self._places = parameter_places(self.model)
+        if freeze:
+            freeze_parameters(self.model, freeze)
+        if gradient_checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self._rows_since_update: list[int] = []
+        self._rng_to_restore: dict[str, Any] | None = None
+
+    # What a task says
+
+    def config_changes(self) -> dict[str, Any]:
+        """Return what the task sets in the backbone's configuration."""
+        return {}
+
+    def row_losses(self, outputs: Tensor, batch: Batch) -> Float[Tensor, " rows"]:
+        """Return the loss of each row in nats; their mean is trained on."""
+        raise NotImplementedError
+
+    def forward_batch(self, batch: Batch) -> Tensor:
+        """Run the model on a batch; returns what `row_losses` and `score` take."""
+        return cast(Tensor, self(**self.inputs(batch)))
+
+    def score(self, outputs: Tensor, target: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+        """Return the scalar that an attribution explains, one for each row of `outputs`."""
+        raise NotImplementedError
+
+    @property
+    def monitor(self) -> tuple[str, Literal["min", "max"]]:
+        """The metric that tells the best checkpoint, and its direction."""
+        return "val/loss", "min"
+
+    # Training
+
+    def setup(self, stage: str) -> None:
+        """Compile the model where fitting asks for it."""
+        if self.hparams["compile"] and stage == "fit":
+            self.model.compile(dynamic=True)
+
+    def on_fit_start(self) -> None:
+        """Switch dropout on, whatever the module was used for before, and check that it will load again.
+
+        Raises:
+            TypeError: A hyperparameter that was added since is no JSON primitive.
+        """
+        check_primitives(dict(self.hparams), type(self).__name__)
+        self.train()
+
+    def on_train_start(self) -> None:
+        """Let the training data go on where the run that is resumed stopped."""
+        # Lightning 2.6 gives a loader its state when it sets it up, and not where that came before the state was
+        # there: in `estimated_stepping_batches`, for the schedule. Without this, the epoch would begin anew.
+        self.trainer.fit_loop._load_combined_loader_states()
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Go on with the random numbers of the run that is resumed."""
+        if self._rng_to_restore is not None:
+            set_rng_state(self._rng_to_restore)
+            self._rng_to_restore = None
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the mean loss of the batch.
+
+        Raises:
+            NonFiniteError: The loss is infinite or not a number; nothing was updated.
+        """
+        losses = self.row_losses(self.forward_batch(batch), batch)
+        loss = losses.mean()
+        rows = _row_numbers(batch, len(losses))
+        if not torch.isfinite(loss):
+            self._stop("loss", [rows[i] for i in torch.nonzero(~torch.isfinite(losses)).flatten().tolist()])
+        self._rows_since_update += rows
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(losses))
+        return loss
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradient, unless it isn't finite: then stop before it reaches the weights.
+
+        A gradient scaler (float16) skips such steps by itself and lowers its scale.
+
+        Raises:
+            NonFiniteError: The gradient is infinite or not a number.
+        """
+        rows, self._rows_since_update = self._rows_since_update, []
+        if isinstance(self.trainer.strategy, FSDPStrategy):
+            # Each process holds a part of each gradient; only the wrapped model knows the whole norm.
+            norm = self.trainer.model.clip_grad_norm_(gradient_clip_val or math.inf)  # type: ignore[union-attr, operator]
+            return None if torch.isfinite(norm) else self._stop("gradient", rows)
+        if not self._holds_whole_gradients():
+            return self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        parameters = [parameter for parameter in self.parameters() if parameter.grad is not None]
+        norm = nn.utils.get_total_norm([cast(Tensor, parameter.grad) for parameter in parameters])
+        if not torch.isfinite(norm):
+            self._stop("gradient", rows)
+        if gradient_clip_val and gradient_clip_algorithm == "value":
+            nn.utils.clip_grad_value_(parameters, gradient_clip_val)
+        elif gradient_clip_val:
+            nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW, and a schedule by step."""
+        groups = parameter_groups(
+            self.model,
+            self._places,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            layer_decay=self.layer_decay,
+        )
+        # Lightning refuses to clip gradients for the fused kernel; where it has to, we do without.
+        fused = self._holds_whole_gradients()
+        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, weight_decay=self.weight_decay, fused=fused)
+        total_steps = self.trainer.estimated_stepping_batches
+        if total_steps == float("inf") and (self.scheduler != "constant" or 0 < self.warmup < 1):
+            raise ConfigError(
+                "a schedule needs to know how long training takes",
+                where="trainer.max_epochs",
+                mend="set it or trainer.max_steps, or set model.scheduler to constant and model.warmup to 0",
+            )
+        name = "constant_with_warmup" if self.scheduler == "constant" else self.scheduler
+        steps = 0 if total_steps == float("inf") else int(total_steps)
+        schedule = get_scheduler(name, optimizer, warmup_steps(self.warmup, steps), steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    # The self-contained checkpoint
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what rebuilds the module without its backbone, and the random state."""
+        checkpoint[SECTION] = {
+            "module": type(self).__name__,
+            "rng": rng_state(),
+            "precision": self.trainer.precision,
+            **pack_backbone(self.model.config, self.tokenizer),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the random state for the first batch of a resumed run."""
+        resumes = self.trainer.state.fn == "fit"
+        self._rng_to_restore = checkpoint[SECTION]["rng"] if resumes and SECTION in checkpoint else None
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls: type[M], checkpoint_path: str | Path, map_location: Any = "cpu", **changes: Any
+    ) -> M:
+        """Rebuild a module from its checkpoint alone, offline, by tensors and primitives only.
+
+        Args:
+            checkpoint_path: A local file that `fit` or a `Trainer` wrote.
+            map_location: The device to load to.
+            changes: Arguments that should differ from those the module was trained with.
+
+        Raises:
+            CheckpointError: It is missing, damaged, or of another module.
+        """
+        checkpoint = read_checkpoint(checkpoint_path)
+        written_by = checkpoint[SECTION]["module"]
+        if written_by != cls.__name__:
+            raise CheckpointError(
+                f"it was written by {written_by}, not by {cls.__name__}",
+                where=str(checkpoint_path),
+                mend=f"load it with {written_by}, or give it to {cls.__name__} as the backbone",
+            )
+        hyperparameters = {**checkpoint["hyper_parameters"], **changes}
+        name = hyperparameters["backbone"]
+        module = cls(**{**hyperparameters, "backbone": str(checkpoint_path)})
+        module.load_state_dict(checkpoint["state_dict"])
+        module.save_hyperparameters({"backbone": name})
+        return module.to(map_location)
+
+    # Attribution hooks: how `explain` runs the module, and what of
+
+    def encode(self, texts: Sequence[Text]) -> Encoded:
+        """Tokenise texts, or pairs of texts, as they were in training."""
+        return encode(self.tokenizer, texts, max_length=self.max_length)
+
+    def pad(self, sequences: Sequence[Tokens]) -> dict[str, Int[Tensor, "batch sequence"]]:
+        """Pad sequences to a batch on the module's device."""
+        batch = pad(sequences, self.baseline_id)
+        return {name: tensor.to(self.device) for name, tensor in self.inputs(batch).items()}
+
+    def embedding_layers(self) -> list[nn.Module]:
+        """Return the layers whose outputs stand for the tokens."""
+        return [self.model.get_input_embeddings()]
+
+    @property
+    def baseline_id(self) -> int:
+        """The token whose embedding stands for the absence of a word: padding."""
+        return int(self.tokenizer.pad_token_id)
+
+    @contextmanager
+    def attributing(self) -> Iterator[None]:
+        """Run the plain model in eval mode, differentiable to its inputs but not to its frozen weights."""
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        compiled, self.model._compiled_call_impl = self.model._compiled_call_impl, None
+        try:
+            for parameter in trained:
+                parameter.requires_grad_(False)
+            with (
+                self.evaluating(),
+                torch.inference_mode(False),
+                torch.enable_grad(),
+                torch.autocast(self.device.type, enabled=False),
+            ):
+                yield
+        finally:
+            self.model._compiled_call_impl = compiled
+            for parameter in trained:
+                parameter.requires_grad_(True)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Switch dropout off, and each part back to its mode afterwards."""
+        modes = {part: part.training for part in self.modules()}
+        self.eval()
+        try:
+            yield
+        finally:
+            for part, mode in modes.items():
+                part.training = mode
+
+    def inputs(self, batch: Batch) -> dict[str, Tensor]:
+        """Return what of a batch the model's forward takes, without the labels."""
+        taken = inspect.signature(self.model.forward).parameters
+        return {name: tensor for name, tensor in batch.items() if name in taken and name != "labels"}
+
+    def _holds_whole_gradients(self) -> bool:
+        """Whether this process sees gradients unscaled and unsharded, and so can check and clip them by itself."""
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        return not scaled and isinstance(self.trainer.strategy, SingleDeviceStrategy | DDPStrategy)
+
+    def _check_positions(self) -> None:
+        positions = _positions(self.model)
+        if positions is not None and self.max_length > positions > 0:
+            if self.hparams["max_length"] is not None:
+                raise ConfigError(
+                    f"max_length is {self.max_length}, but the backbone has {positions} positions",
+                    where="model.max_length",
+                    mend=f"set data.max_length to {positions} or less",
+                )
+            self.max_length = positions
+
+    def _stop(self, what: str, rows: list[int]) -> None:
+        raise NonFiniteError(
+            f"the {what} is not finite at step {self.global_step}; training stopped before the update",
+            rows=rows,
+            mend="look at these rows, lower model.learning_rate, or use a wider precision; "
+            "the checkpoints written before are good",
+        )
+
+
+def _positions(model: nn.Module) -> int | None:
+    """Return how many tokens have a position, where the model says it."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            # RoBERTa and its kin count positions from beyond the padding token's number.
+            return module.num_embeddings - module.padding_idx - 1
+    return getattr(model.config, "max_position_embeddings", None)
+
+
+def _row_numbers(batch: Batch, rows: int) -> list[int]:
+    return torch.unique_consecutive(batch["row"]).tolist() if "row" in batch else list(range(rows))
+
+
+def require(holds: bool, problem: str) -> None:
+    """Raise a ConfigError about the module's arguments where a condition doesn't hold."""
+    if not holds:
+        raise ConfigError(problem, where="model")

@@ -1,0 +1,406 @@
+"""Text classification: one label, several, or a score, by any encoder or decoder-only backbone."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+from jaxtyping import Float, Int
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import Metric, MetricCollection
+from torchmetrics import classification as tc
+from torchmetrics import regression as tr
+from transformers import AutoModelForSequenceClassification
+
+from lit_nlp.errors import ConfigError
+from lit_nlp.modules.base import Batch, TransformerModule, require
+from lit_nlp.tokenization import Encoded, Text, encode
+
+# Keeps the slope of (1 - p)^gamma finite for gamma below 1.
+_TINY = 1e-6
+
+ProblemType = Literal["single_label", "multi_label", "regression"]
+
+
+# Not frozen: Lightning copies what predict_step returns field by field.
+@dataclass
+class ClassificationPrediction:
+    """What the module says of one text.
+
+    Attributes:
+        text: The text; None where the module saw its tokens only.
+        label: The most probable class, or all classes with a probability of at least a half, or the score.
+        probability: Of the label; for several labels, that each class is decided rightly; None for a score.
+        probabilities: Class -> probability; empty for a score.
+        text_pair: The second text of a pair.
+        row: The row's number in its split, where the data module told it.
+    """
+
+    text: str | None
+    label: str | list[str] | float
+    probability: float | None
+    probabilities: dict[str, float]
+    text_pair: str | None = None
+    row: int | None = None
+
+
+class TextClassificationModule(TransformerModule):
+    """A pretrained encoder or decoder with a classification head, all of it trained.
+
+    Encoders pool as they were made to (BERT's first token); decoders pool the last token that isn't
+    padding. A text that was split into windows has the mean of their logits.
+
+    Args:
+        labels: The classes' names, in the order of the logits. For regression, the score's name.
+        problem_type: `single_label` (cross-entropy), `multi_label` (binary cross-entropy for each class)
+            or `regression` (squared error).
+        class_weights: A weight for each class, or `balanced`: rows / (classes * rows of the class), by
+            `label_counts`; for several labels, a weight for each class's positives.
+        label_counts: The training rows of each class.
+        focal_gamma: Above 0, the focal loss: each row weighs (1 - p)^gamma, p being what the model
+            gives its label (Lin et al. 2017, "Focal Loss for Dense Object Detection").
+        doc_stride: Split texts longer than `max_length` into windows that overlap by this many tokens,
+            when the module tokenises texts by itself. None: truncate.
+        pairs: Whether it was trained on pairs of texts, and so is asked of pairs only. None: not told.
+        kwargs: The arguments of `TransformerModule`.
+
+    Raises:
+        ConfigError: Labels are missing, or arguments don't go together.
+    """
+
+    auto_class = AutoModelForSequenceClassification
+    class_weights: Tensor | None
+
+    def __init__(
+        self,
+        backbone: str,
+        *,
+        labels: list[str] | None = None,
+        problem_type: ProblemType = "single_label",
+        class_weights: Literal["balanced"] | list[float] | None = None,
+        label_counts: list[int] | None = None,
+        focal_gamma: float = 0.0,
+        doc_stride: int | None = None,
+        pairs: bool | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.labels = labels or (["score"] if problem_type == "regression" else [])
+        self.problem_type, self.focal_gamma, self.doc_stride, self.pairs = problem_type, focal_gamma, doc_stride, pairs
+        if problem_type == "regression":
+            require(len(self.labels) == 1, f"labels must name one score for regression, got {labels}")
+        else:
+            require(len(self.labels) >= 2, f"labels must name at least 2 classes, got {labels}")
+        require(len(set(self.labels)) == len(self.labels), f"labels must differ, got {labels}")
+        super().__init__(backbone, **kwargs)
+        self.save_hyperparameters()
+        if class_weights is not None or focal_gamma or self.label_smoothing:
+            require(
+                problem_type != "regression", "class_weights, focal_gamma and label_smoothing don't go with regression"
+            )
+        require(focal_gamma >= 0, f"focal_gamma must be at least 0, got {focal_gamma}")
+        require(
+            not (focal_gamma and self.label_smoothing), "focal_gamma and label_smoothing don't go together; choose one"
+        )
+        weights = self._weights(class_weights, label_counts)
+        self.register_buffer("class_weights", weights, persistent=False)
+        self.metrics = nn.ModuleDict({"val": self.new_metrics(), "test": self.new_metrics()})
+        self.confusion: Int[Tensor, "labels predictions"] | None = None
+
+    def config_changes(self) -> dict[str, Any]:
+        """Size the head and name its outputs."""
+        return {
+            "num_labels": len(self.labels),
+            "id2label": dict(enumerate(self.labels)),
+            "label2id": {label: index for index, label in enumerate(self.labels)},
+        }
+
+    def forward(self, **inputs: Int[Tensor, "sequences sequence"]) -> Float[Tensor, "sequences classes"]:
+        """Return the logits of each sequence."""
+        return cast(Tensor, self.model(**inputs).logits)
+
+    def forward_batch(self, batch: Batch) -> Float[Tensor, "rows classes"]:
+        """Return the logits of each row, in float32."""
+        logits = self(**self.inputs(batch)).float()
+        return self.pool(logits, batch["row"]) if "row" in batch else logits
+
+    def pool(
+        self, logits: Float[Tensor, "sequences classes"], row: Int[Tensor, " sequences"]
+    ) -> Float[Tensor, "rows classes"]:
+        """Average the logits of the windows of each row; a row's windows stand together."""
+        _, group, sizes = torch.unique_consecutive(row, return_inverse=True, return_counts=True)
+        if len(sizes) == len(row):
+            return logits
+        sums = logits.new_zeros(len(sizes), logits.shape[1]).index_add(0, group, logits)
+        return sums / sizes.unsqueeze(1)
+
+    def row_losses(self, outputs: Float[Tensor, "rows classes"], batch: Batch) -> Float[Tensor, " rows"]:
+        """Return each row's loss, scaled so that the mean over rows is the mean weighted by class."""
+        return self._losses(outputs, batch, self.class_weights, smoothing=self.label_smoothing, gamma=self.focal_gamma)
+
+    # Evaluation
+
+    @property
+    def monitor(self) -> tuple[str, Literal["min", "max"]]:
+        """The metric that tells the best checkpoint, and its direction."""
+        if self.problem_type == "regression":
+            return "val/mean_squared_error", "min"
+        return ("val/f1" if self.problem_type == "multi_label" else "val/accuracy"), "max"
+
+    def new_metrics(self) -> MetricCollection:
+        """Return the metrics that a split is measured by."""
+        if self.problem_type == "regression":
+            return MetricCollection(_regression_metrics())
+        if self.problem_type == "multi_label":
+            return MetricCollection(_multi_label_metrics(len(self.labels)))
+        return MetricCollection(_single_label_metrics(len(self.labels)))
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:
+        """Measure a batch."""
+        return self._evaluate("val", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:
+        """Measure a batch; returns each row's number, logits, own loss and label, for who writes them.
+
+        A row's own loss knows neither weights nor smoothing, and so nothing of the rows beside it.
+        """
+        return self._evaluate("test", batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics of the validation split."""
+        self._log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics of the test split."""
+        self._log_metrics("test")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[ClassificationPrediction]:
+        """Return the predictions of a batch, with the rows' numbers in place of their texts."""
+        logits = self.forward_batch(batch)
+        rows = torch.unique_consecutive(batch["row"]).tolist() if "row" in batch else [None] * len(logits)
+        return self.predictions(logits, [None] * len(logits), rows)
+
+    # Predictions
+
+    def predict_texts(self, texts: Sequence[Text], batch_size: int = 32) -> list[ClassificationPrediction]:
+        """Return what the module says of texts, or of pairs of texts, in their order.
+
+        Args:
+            texts: Texts, or tuples of two.
+            batch_size: Sequences that are run at once.
+        """
+        if not texts:
+            return []
+        encoded = self.encode(texts)
+        order = sorted(range(len(encoded.sequences)), key=lambda i: -len(encoded.sequences[i]["input_ids"]))
+        logits = torch.empty(len(order), len(self.labels), device=self.device)
+        with self.evaluating(), torch.inference_mode():
+            for start in range(0, len(order), batch_size):
+                some = order[start : start + batch_size]
+                logits[some] = self(**self.pad([encoded.sequences[i] for i in some])).float()
+        return self.predictions(self.pool(logits, torch.tensor(encoded.row, device=self.device)), texts)
+
+    def predictions(
+        self,
+        logits: Float[Tensor, "rows classes"],
+        texts: Sequence[Text | None],
+        rows: Sequence[int | None] | None = None,
+    ) -> list[ClassificationPrediction]:
+        """Return logits as typed predictions."""
+        probabilities = self.probabilities(logits).tolist()
+        numbers = rows or [None] * len(texts)
+        return [self._prediction(*each) for each in zip(probabilities, texts, numbers, strict=True)]
+
+    def probabilities(self, logits: Float[Tensor, "rows classes"]) -> Float[Tensor, "rows classes"]:
+        """Return each class's probability; for regression the scores as they are."""
+        if self.problem_type == "regression":
+            return logits
+        return logits.sigmoid() if self.problem_type == "multi_label" else logits.softmax(dim=1)
+
+    def label_of(self, target: Float[Tensor, " classes"] | Int[Tensor, ""]) -> str | list[str] | float:
+        """Return a row's target, as the loss takes it, as the name, names or score that it stands for."""
+        if self.problem_type == "regression":
+            return float(target)
+        if self.problem_type == "multi_label":
+            return [label for label, given in zip(self.labels, target.tolist(), strict=True) if given]
+        return self.labels[int(target)]
+
+    # Attribution
+
+    def encode(self, texts: Sequence[Text]) -> Encoded:
+        """Tokenise texts, or pairs of texts, as they were in training.
+
+        Raises:
+            ConfigError: Single texts come where pairs were trained on, or the reverse; or a text has no tokens.
+        """
+        if self.pairs is not None and any(isinstance(text, tuple) != self.pairs for text in texts):
+            trained, other = ("pairs of texts", "(text, text_pair)") if self.pairs else ("single texts", "strings")
+            raise ConfigError(f"the model was trained on {trained}", where="texts", mend=f"give it {other}")
+        encoded = encode(self.tokenizer, texts, max_length=self.max_length, doc_stride=self.doc_stride)
+        for row, tokens in zip(encoded.row, encoded.sequences, strict=True):
+            if not tokens["input_ids"]:  # a decoder's tokenizer may add none to an empty text
+                raise ConfigError(f"text {row} (counted from 0) has no tokens", where="texts", mend="leave it out")
+        if any(encoded.truncated):
+            rank_zero_warn(
+                f"{sum(encoded.truncated)} of {len(texts)} texts are longer than max_length={self.max_length} tokens"
+                " and were truncated."
+            )
+        return encoded
+
+    def targets(self) -> list[str]:
+        """Return the names of what can be explained, in the order of the logits."""
+        return self.labels
+
+    def score(self, outputs: Float[Tensor, "batch classes"], target: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+        """Return the logit of each row's target class."""
+        return outputs.gather(1, target.unsqueeze(1)).squeeze(1)
+
+    def _evaluate(self, split: str, batch: Batch) -> dict[str, Tensor]:
+        logits = self.forward_batch(batch)
+        losses = self.row_losses(logits, batch)
+        self.log(f"{split}/loss", losses.mean(), batch_size=len(losses), on_epoch=True, sync_dist=True)
+        cast(MetricCollection, self.metrics[split]).update(self.probabilities(logits), self._metric_labels(batch))
+        rows = torch.unique_consecutive(batch["row"]) if "row" in batch else torch.arange(len(losses))
+        plain = self._losses(logits, batch, weights=None, smoothing=0.0, gamma=0.0)
+        return {"row": rows, "logits": logits, "losses": plain, "labels": batch["labels"]}
+
+    def _losses(
+        self, logits: Float[Tensor, "rows classes"], batch: Batch, weights: Tensor | None, **shape: float
+    ) -> Float[Tensor, " rows"]:
+        labels = batch["labels"]
+        if self.problem_type == "regression":
+            return F.mse_loss(logits, labels.float().view_as(logits), reduction="none").mean(1)
+        if self.problem_type == "multi_label":
+            return multi_label_losses(logits, labels.float(), weights, **shape)
+        return single_label_losses(logits, labels, weights, **shape)
+
+    def _metric_labels(self, batch: Batch) -> Tensor:
+        if self.problem_type == "regression":
+            return batch["labels"].float().view(-1, 1)
+        return batch["labels"].long() if self.problem_type == "multi_label" else batch["labels"]
+
+    def _log_metrics(self, split: str) -> None:
+        metrics = cast(MetricCollection, self.metrics[split])
+        values = metrics.compute()
+        metrics.reset()
+        self.confusion = values.pop("confusion", None)
+        for name, value in values.items():
+            named = {name: value} if value.ndim == 0 else _by_label(name, value, self.labels)
+            self.log_dict({f"{split}/{each}": figure.float() for each, figure in named.items()}, sync_dist=True)
+
+    def _prediction(self, probabilities: list[float], text: Text | None, row: int | None) -> ClassificationPrediction:
+        first, second = text if isinstance(text, tuple) else (text, None)
+        if self.problem_type == "regression":
+            return ClassificationPrediction(first, probabilities[0], None, {}, second, row)
+        by_label = dict(zip(self.labels, probabilities, strict=True))
+        if self.problem_type == "multi_label":
+            chosen = [label for label, probability in by_label.items() if probability >= 0.5]
+            joint = torch.tensor([max(p, 1 - p) for p in probabilities]).prod().item()
+            return ClassificationPrediction(first, chosen, joint, by_label, second, row)
+        best = max(by_label, key=lambda label: by_label[label])
+        return ClassificationPrediction(first, best, by_label[best], by_label, second, row)
+
+    def _weights(
+        self, class_weights: Literal["balanced"] | list[float] | None, label_counts: list[int] | None
+    ) -> Float[Tensor, " classes"] | None:
+        if class_weights is None:
+            return None
+        if class_weights != "balanced":
+            require(
+                len(class_weights) == len(self.labels),
+                f"{len(class_weights)} class_weights for {len(self.labels)} classes",
+            )
+            require(min(class_weights) > 0, f"class_weights must be above 0, got {class_weights}")
+            return torch.tensor(class_weights, dtype=torch.float)
+        require(self.problem_type == "single_label", "balanced class_weights go with single_label only; give a list")
+        if not label_counts or len(label_counts) != len(self.labels) or min(label_counts) < 1:
+            raise ConfigError(
+                f"balanced class_weights need training rows of every class, got label_counts={label_counts}",
+                where="model.class_weights",
+                mend="give the weights as a list",
+            )
+        counts = torch.tensor(label_counts, dtype=torch.float)
+        return counts.sum() / (len(counts) * counts)
+
+
+def single_label_losses(
+    logits: Float[Tensor, "rows classes"],
+    labels: Int[Tensor, " rows"],
+    weights: Float[Tensor, " classes"] | None,
+    *,
+    smoothing: float,
+    gamma: float,
+) -> Float[Tensor, " rows"]:
+    """Return cross-entropies in nats whose mean is the mean weighted by the labels' classes.
+
+    With `gamma` above 0 the focal loss, (1 - p)^gamma times the cross-entropy (Lin et al. 2017).
+    """
+    losses = F.cross_entropy(logits, labels, weight=weights, label_smoothing=smoothing, reduction="none")
+    if gamma:
+        label_probability = logits.softmax(1).gather(1, labels.unsqueeze(1)).squeeze(1)
+        losses = (1 - label_probability).clamp_min(_TINY) ** gamma * losses
+    if weights is None:
+        return losses
+    return losses * (len(labels) / weights[labels].sum())
+
+
+def multi_label_losses(
+    logits: Float[Tensor, "rows classes"],
+    labels: Float[Tensor, "rows classes"],
+    weights: Float[Tensor, " classes"] | None,
+    *,
+    smoothing: float,
+    gamma: float,
+) -> Float[Tensor, " rows"]:
+    """Return each row's mean binary cross-entropy in nats; `weights` are those of the positives."""
+    smooth = labels * (1 - smoothing) + smoothing / 2
+    losses = F.binary_cross_entropy_with_logits(logits, smooth, pos_weight=weights, reduction="none")
+    if gamma:
+        right = torch.where(labels > 0.5, logits, -logits).sigmoid()
+        losses = (1 - right).clamp_min(_TINY) ** gamma * losses
+    return losses.mean(1)
+
+
+class _R2(tr.R2Score):
+    """R2, which a single row leaves undefined."""
+
+    def compute(self) -> Tensor:
+        return super().compute() if self.total >= 2 else torch.tensor(torch.nan, device=self.device)
+
+
+def _by_label(name: str, values: Float[Tensor, " classes"], labels: list[str]) -> dict[str, Tensor]:
+    return {f"{name}/{label}": value for label, value in zip(labels, values, strict=True)}
+
+
+def _single_label_metrics(classes: int) -> dict[str, Metric | MetricCollection]:
+    return {
+        "accuracy": tc.MulticlassAccuracy(classes, average="micro"),
+        "f1": tc.MulticlassF1Score(classes, average="macro"),
+        "calibration_error": tc.MulticlassCalibrationError(classes),
+        "precision": tc.MulticlassPrecision(classes, average=None),
+        "recall": tc.MulticlassRecall(classes, average=None),
+        "confusion": tc.MulticlassConfusionMatrix(classes),
+    }
+
+
+def _multi_label_metrics(classes: int) -> dict[str, Metric | MetricCollection]:
+    return {
+        "exact_match": tc.MultilabelExactMatch(classes),
+        "f1": tc.MultilabelF1Score(classes, average="macro"),
+        "f1_micro": tc.MultilabelF1Score(classes, average="micro"),
+        "average_precision": tc.MultilabelAveragePrecision(classes, average="macro"),
+        "precision": tc.MultilabelPrecision(classes, average=None),
+        "recall": tc.MultilabelRecall(classes, average=None),
+    }
+
+
+def _regression_metrics() -> dict[str, Metric | MetricCollection]:
+    return {
+        "mean_squared_error": tr.MeanSquaredError(),
+        "mean_absolute_error": tr.MeanAbsoluteError(),
+        "pearson": tr.PearsonCorrCoef(),
+        "spearman": tr.SpearmanCorrCoef(),
+        "r2": _R2(),
+    }

@@ -1,0 +1,393 @@
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+
+from lit_nlp import SentimentModule
+from lit_nlp.errors import CheckpointError, ConfigError, NonFiniteError
+from tests.contract import plain_trainer, weights
+from tests.modules.fitting import Batches, Data, Module, Watcher, loader, same
+
+# Dropout
+
+
+def test_dropout_is_on_while_fitting_whatever_the_module_was_used_for_before(module: Module, batches: Batches) -> None:
+    fitted = module().eval()
+    seen = []
+
+    def passes(module: SentimentModule) -> None:
+        first, second = (module.forward_batch(batches[0]) for _ in range(2))
+        seen.append((all(part.training for part in module.modules()), torch.equal(first, second)))
+
+    trainer = plain_trainer(max_epochs=2, callbacks=[Watcher(on_train_batch_start=passes)])
+    trainer.fit(fitted, loader(batches), loader(batches))
+    assert seen == [(True, False)] * 4
+
+
+def test_a_new_module_and_one_from_a_checkpoint_are_ready_to_train(
+    module: Module, batches: Batches, tmp_path: Path
+) -> None:
+    trainer = plain_trainer()
+    trainer.fit(fitted := module(), loader(batches))
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    for ready in (module(), SentimentModule.load_from_checkpoint(tmp_path / "x.ckpt")):
+        assert all(part.training for part in ready.modules())
+    assert fitted.training
+
+
+def test_evaluating_gives_each_part_its_mode_back(module: Module) -> None:
+    used = module().train()
+    used.model.bert.embeddings.eval()
+    modes = [part.training for part in used.modules()]
+    with used.evaluating():
+        assert not any(part.training for part in used.modules())
+    assert [part.training for part in used.modules()] == modes
+    with pytest.raises(RuntimeError), used.evaluating():
+        raise RuntimeError("something fails inside")
+    assert [part.training for part in used.modules()] == modes
+
+
+# Gradients
+
+
+class Gradients(Callback):
+    """Keeps the gradient of the last step as it came, before anything clips it."""
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        self.raw = [cast_grad(parameter).clone() for parameter in pl_module.parameters()]
+
+
+def cast_grad(parameter: Tensor) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_clipping_is_torchs_own(algorithm: Any, precision: Any, module: Module, batches: Batches) -> None:
+    fitted, gradients = module(), Gradients()
+    trainer = plain_trainer(
+        max_steps=1,
+        precision=precision,
+        gradient_clip_val=1e-3,
+        gradient_clip_algorithm=algorithm,
+        callbacks=[gradients],
+    )
+    trainer.fit(fitted, loader(batches))
+    copies = [torch.nn.Parameter(torch.zeros_like(gradient)) for gradient in gradients.raw]
+    for copy, gradient in zip(copies, gradients.raw, strict=True):
+        copy.grad = gradient.clone()
+    if algorithm == "norm":
+        torch.nn.utils.clip_grad_norm_(copies, 1e-3)
+    else:
+        torch.nn.utils.clip_grad_value_(copies, 1e-3)
+    clipped = [cast_grad(parameter) for parameter in fitted.parameters()]
+    for ours, theirs in zip(clipped, copies, strict=True):
+        assert torch.equal(ours, cast_grad(theirs))
+    assert any(not torch.equal(ours, raw) for ours, raw in zip(clipped, gradients.raw, strict=True))
+
+
+def test_without_a_limit_gradients_stay_as_they_are(module: Module, batches: Batches) -> None:
+    fitted, gradients = module(), Gradients()
+    plain_trainer(max_steps=1, callbacks=[gradients]).fit(fitted, loader(batches))
+    for parameter, raw in zip(fitted.parameters(), gradients.raw, strict=True):
+        assert torch.equal(cast_grad(parameter), raw)
+
+
+def test_gradient_checkpointing_runs_layers_twice_and_gives_the_same_gradients(
+    module: Module, batches: Batches
+) -> None:
+    found = []
+    for checkpointing, runs in ((False, 1), (True, 2)):
+        used = module(gradient_checkpointing=checkpointing)
+        calls: list[object] = []
+        used.model.bert.encoder.layer[0].attention.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        torch.manual_seed(3)  # dropout is on, and must drop the same in both runs of a layer
+        used.training_step(batches[0], 0).backward()
+        assert len(calls) == runs
+        found.append([cast_grad(parameter) for parameter in used.parameters()])
+    for plain, recomputed in zip(*found, strict=True):
+        torch.testing.assert_close(plain, recomputed)
+
+
+@pytest.mark.slow
+def test_a_compiled_fit_learns_the_same_and_leaves_a_plain_checkpoint(
+    module: Module, batches: Batches, tmp_path: Path
+) -> None:
+    results = []
+    for compiled in (False, True):
+        fitted = module(compile=compiled, warmup=0.0)
+        for part in fitted.modules():
+            if isinstance(part, torch.nn.Dropout):
+                part.p = 0.0  # a compiled layer draws its zeros in another order
+        trainer = plain_trainer()
+        trainer.fit(fitted, loader(batches))
+        assert (fitted.model._compiled_call_impl is not None) == compiled
+        trainer.save_checkpoint(tmp_path / f"{compiled}.ckpt")
+        results.append(torch.load(tmp_path / f"{compiled}.ckpt", weights_only=True)["state_dict"])
+    plain, compiled_state = results
+    assert plain.keys() == compiled_state.keys()
+    for name in plain:
+        torch.testing.assert_close(plain[name], compiled_state[name], rtol=1e-3, atol=1e-4)
+    with fitted.attributing():
+        assert fitted.model._compiled_call_impl is None
+    assert fitted.model._compiled_call_impl is not None
+
+
+# Numbers that are not finite
+
+
+class Diverging(SentimentModule):
+    """Has a loss that isn't finite for rows 2 and 5."""
+
+    value = math.nan
+
+    def row_losses(self, outputs: Tensor, batch: Any) -> Tensor:
+        losses = super().row_losses(outputs, batch)
+        return torch.where(torch.isin(batch["row"], torch.tensor([2, 5])), self.value, losses)
+
+
+def numbered(batches: Batches, rows: list[list[int]]) -> Batches:
+    return [{**batches[0], "row": torch.tensor(each)} for each in rows]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_its_rows(
+    value: float, accumulate: int, module: Module, batches: Batches, tmp_path: Path
+) -> None:
+    diverging = module(Diverging, warmup=0.0)
+    diverging.value = value
+    some = numbered(batches, [[0, 1, 3, 4], [6, 7, 8, 9], [10, 11, 12, 13], [14, 5, 2, 15]])
+    with stopping_before_the_update(diverging, some, tmp_path, accumulate_grad_batches=accumulate) as error:
+        pass
+    assert error.rows == [5, 2]
+    step = 3 // accumulate
+    assert f"the loss is not finite at step {step}; training stopped before the update; look at these rows" in str(
+        error
+    )
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_gradient_that_is_not_finite_stops_before_the_update_and_names_its_rows(
+    accumulate: int, clip: float | None, module: Module, batches: Batches, tmp_path: Path
+) -> None:
+    diverging = module(warmup=0.0)
+    some = numbered(batches, [[0, 1, 3, 4], [6, 7, 8, 9], [10, 11, 12, 13], [14, 5, 2, 15]])
+    calls: list[Tensor] = []
+
+    def explode(gradient: Tensor) -> Tensor:
+        calls.append(gradient)
+        return gradient * math.inf if len(calls) == 3 else gradient
+
+    diverging.model.bert.pooler.dense.weight.register_hook(explode)
+    arguments = {"accumulate_grad_batches": accumulate, "gradient_clip_val": clip}
+    with stopping_before_the_update(diverging, some, tmp_path, **arguments) as error:
+        pass
+    assert error.rows == ([10, 11, 12, 13] if accumulate == 1 else [10, 11, 12, 13, 14, 5, 2, 15])
+    assert "the gradient is not finite at step" in str(error)
+
+
+@contextmanager
+def stopping_before_the_update(
+    diverging: SentimentModule, numbered: Batches, folder: Path, **arguments: Any
+) -> Iterator[NonFiniteError]:
+    """Fit until it stops; check that the weights are those of the last good step, and so is the checkpoint."""
+    after_each_step = [weights(diverging)]
+    keeper = ModelCheckpoint(dirpath=folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    watcher = Watcher(on_train_batch_end=lambda module: after_each_step.append(weights(module)))
+    trainer = plain_trainer(callbacks=[keeper, watcher], enable_checkpointing=True, **arguments)
+    with pytest.raises(NonFiniteError) as raised:
+        trainer.fit(diverging, loader(numbered))
+    assert trainer.global_step >= 1
+    assert not same(after_each_step[0], weights(diverging)), "steps before were made"
+    assert same(after_each_step[-1], weights(diverging))
+    kept = (
+        SentimentModule.load_from_checkpoint if type(diverging) is SentimentModule else Diverging.load_from_checkpoint
+    )
+    assert same(weights(kept(folder / f"step={trainer.global_step}.ckpt")), weights(diverging))
+    yield raised.value
+
+
+# Resuming
+
+
+class Crash(Exception):
+    pass
+
+
+class CrashAfter(Callback):
+    """Ends a run after so many batches, as a killed process would."""
+
+    def __init__(self, batches: int) -> None:
+        self.left = batches
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise Crash
+
+
+# 18 rows in batches of 4 make 5 steps an epoch; 2 epochs 10. Of 96 tokens a batch, 6 and 12.
+@pytest.mark.parametrize(
+    ("saved_at", "data_arguments", "trainer_arguments"),
+    [
+        pytest.param(1, {}, {}, id="after the first batch"),
+        pytest.param(3, {}, {}, id="in the middle of an epoch"),
+        pytest.param(3, {}, {"val_check_interval": 2}, id="between validations"),
+        pytest.param(4, {}, {"val_check_interval": 2}, id="where a validation is due"),
+        pytest.param(5, {}, {}, id="at the end of an epoch"),
+        pytest.param(5, {}, {"val_check_interval": 5}, id="at the end of an epoch with a validation"),
+        pytest.param(7, {}, {"num_sanity_val_steps": 2}, id="in the second epoch"),
+        pytest.param(3, {"max_tokens": 96}, {}, id="by tokens"),
+        pytest.param(7, {"max_tokens": 96}, {"val_check_interval": 3}, id="by tokens in the second epoch"),
+        pytest.param(2, {}, {"accumulate_grad_batches": 2}, id="between accumulated steps"),
+        pytest.param(3, {"num_workers": 1}, {}, id="with a worker", marks=pytest.mark.slow),
+    ],
+)
+def test_a_resumed_run_ends_with_the_weights_of_the_unbroken_one_bit_by_bit(
+    saved_at: int,
+    data_arguments: dict[str, Any],
+    trainer_arguments: dict[str, Any],
+    data: Data,
+    module: Module,
+    tmp_path: Path,
+) -> None:
+    def trainer(*callbacks: Callback) -> Trainer:
+        return plain_trainer(
+            max_epochs=2, callbacks=list(callbacks), enable_checkpointing=bool(callbacks), **trainer_arguments
+        )
+
+    torch.manual_seed(1)
+    unbroken = module()
+    (whole := trainer()).fit(unbroken, data(**data_arguments))
+
+    torch.manual_seed(1)
+    keeper = ModelCheckpoint(dirpath=tmp_path, filename="{step}", every_n_train_steps=saved_at, save_top_k=-1)
+    batches_of_a_step = trainer_arguments.get("accumulate_grad_batches", 1)
+    with pytest.raises(Crash):
+        trainer(CrashAfter(saved_at * batches_of_a_step + 1), keeper).fit(module(), data(**data_arguments))
+
+    torch.manual_seed(99)  # another process, where other numbers were drawn before
+    resumed = module(learning_rate=1e-3)
+    torch.nn.init.normal_(resumed.model.classifier.weight)
+    (rest := trainer()).fit(resumed, data(**data_arguments), ckpt_path=str(tmp_path / f"step={saved_at}.ckpt"))
+    assert rest.global_step == whole.global_step
+    assert same(weights(resumed), weights(unbroken))
+
+
+def test_training_depends_on_its_seed_so_that_equal_weights_say_something(data: Data, module: Module) -> None:
+    ends = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        plain_trainer().fit(fitted := module(), data())
+        ends.append(weights(fitted))
+    assert not same(*ends)
+
+
+def test_a_checkpoint_that_was_only_tested_does_not_set_the_random_numbers_of_a_later_fit(
+    module: Module, batches: Batches, tmp_path: Path
+) -> None:
+    trainer = plain_trainer()
+    trainer.fit(module(), loader(batches))
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    tested = module()
+    plain_trainer().test(tested, loader(batches), ckpt_path=str(tmp_path / "x.ckpt"))
+    drawn = []
+    watcher = Watcher(on_before_zero_grad=lambda module: drawn.append(torch.get_rng_state()))
+    torch.manual_seed(5)
+    plain_trainer(callbacks=[watcher]).fit(tested, loader(batches))
+    torch.manual_seed(5)
+    plain_trainer(callbacks=[watcher]).fit(module(), loader(batches))
+    assert torch.equal(drawn[0], drawn[2])
+
+
+# Loading
+
+
+def test_arguments_can_be_changed_when_loading(module: Module, batches: Batches, tmp_path: Path) -> None:
+    trainer = plain_trainer()
+    trainer.fit(module(), loader(batches))
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    loaded = SentimentModule.load_from_checkpoint(
+        tmp_path / "x.ckpt", learning_rate=0.5, gradient_checkpointing=True, attn_implementation="eager"
+    )
+    assert loaded.learning_rate == loaded.hparams["learning_rate"] == 0.5
+    assert loaded.model.is_gradient_checkpointing
+    assert loaded.model.config._attn_implementation == "eager"
+
+
+def test_a_loaded_module_saves_and_logs_the_backbone_that_it_came_from(
+    module: Module, batches: Batches, bert: str, tmp_path: Path
+) -> None:
+    trainer = plain_trainer()
+    trainer.fit(module(), loader(batches))
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    loaded = SentimentModule.load_from_checkpoint(tmp_path / "x.ckpt")
+    assert loaded.hparams["backbone"] == loaded.hparams_initial["backbone"] == bert
+
+
+def test_a_module_of_another_task_does_not_load_the_checkpoint(
+    module: Module, batches: Batches, tmp_path: Path
+) -> None:
+    trainer = plain_trainer()
+    trainer.fit(module(), loader(batches))
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    with pytest.raises(CheckpointError) as raised:
+        Diverging.load_from_checkpoint(tmp_path / "x.ckpt")
+    assert str(raised.value) == (
+        f"{tmp_path}/x.ckpt: it was written by SentimentModule, not by Diverging;"
+        " load it with SentimentModule, or give it to Diverging as the backbone"
+    )
+
+
+def test_a_hyperparameter_that_would_not_load_again_stops_a_fit_before_its_work(
+    module: Module, batches: Batches, tmp_path: Path
+) -> None:
+    fitted = module()
+    fitted.save_hyperparameters({"folder": tmp_path})
+    with pytest.raises(TypeError, match=r"SentimentModule\(folder=…\) takes JSON primitives, .* got .*PosixPath"):
+        plain_trainer().fit(fitted, loader(batches))
+
+
+# Arguments
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"learning_rate": 0.0}, "model: learning_rate must be above 0, got 0.0"),
+        ({"weight_decay": -0.1}, "model: weight_decay must be at least 0, got -0.1"),
+        ({"warmup": -1.0}, "model: warmup must be at least 0, got -1.0"),
+        ({"layer_decay": 0.0}, "model: layer_decay must lie above 0 and be at most 1, got 0.0"),
+        ({"layer_decay": 1.1}, "model: layer_decay must lie above 0 and be at most 1, got 1.1"),
+        ({"label_smoothing": 1.0}, "model: label_smoothing must lie in [0, 1), got 1.0"),
+        (
+            {"max_length": 65},
+            "max_length is 65, but the backbone reads at most 64 tokens; set max_length to 64 or less",
+        ),
+    ],
+)
+def test_an_argument_out_of_range_is_named(arguments: dict[str, Any], message: str, module: Module) -> None:
+    with pytest.raises(ConfigError) as raised:
+        module(**arguments)
+    assert str(raised.value).startswith(message)
+
+
+@pytest.mark.parametrize(("name", "longest"), [("bert", 64), ("roberta", 63), ("llama", 64)])
+def test_the_longest_text_that_a_module_takes_has_a_position_for_every_token(
+    name: str, longest: int, request: pytest.FixtureRequest
+) -> None:
+    # RoBERTa counts positions from beyond its padding token, here the third: 66 - 3 are left.
+    used = SentimentModule(request.getfixturevalue(name))
+    assert used.max_length == longest
+    (prediction,) = used.predict_texts(["good " * 100])
+    assert prediction.label in ("negative", "positive")
