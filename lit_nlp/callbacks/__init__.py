@@ -1,0 +1,1 @@
+"""What hooks into any Trainer: results, checkpoint writing."""

@@ -1,0 +1,510 @@
+"""LitNLPCLI: LightningCLI with our verbs, and the checks before a run starts."""
+
+import inspect
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any, NoReturn, cast
+
+import torch
+import transformers
+from jsonargparse import Namespace
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from lit_nlp.callbacks.checkpointing import AtomicCheckpointIO
+from lit_nlp.callbacks.results import ResultsWriter
+from lit_nlp.callbacks.run_folder import RunFolder
+from lit_nlp.checkpoints import SECTION, read_checkpoint
+from lit_nlp.data.base import Split, TextDataModule, sample
+from lit_nlp.errors import CheckpointError, ConfigError, NonFiniteError, UserError, did_you_mean
+from lit_nlp.files import unused, write_text
+from lit_nlp.modules.base import TransformerModule
+from lit_nlp.tokenization import Text
+
+# Arguments of a module that change how it runs and not what it is: a checkpoint doesn't fix them.
+_RUNTIME_ARGUMENTS = {"compile", "attn_implementation", "gradient_checkpointing"}
+
+# A step is no more than half matrix products, and casting weights costs time too.
+_WORTH_BFLOAT16 = 1.5
+
+
+# What is chosen among where none is asked for; both run on every machine.
+_PRECISIONS = ("bf16-mixed", "32-true")
+
+# Said by libraries to us, not to who runs a verb.
+_BESIDE_THE_POINT = (
+    "Checkpoint directory .* exists and is not empty",
+    ".*isinstance.treespec, LeafSpec.",
+    "The number of training batches .* is smaller than the logging interval",
+    "Precision .* is not supported by the model summary",
+)
+
+
+def run(args: list[str]) -> int:
+    """Run a verb; returns the exit status: 0 done, 2 a mistake in what was given, 143 ended by SIGTERM."""
+    transformers.utils.logging.disable_progress_bar()
+    for message in _BESIDE_THE_POINT:
+        warnings.filterwarnings("ignore", message)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "Tip:" not in record.getMessage()
+    )
+    try:
+        _check_arguments(args)
+        LitNLPCLI(args)
+    except (UserError, MisconfigurationException) as error:
+        print(f"lit-nlp: {_one_line(str(error))}", file=sys.stderr)
+        return 2
+    except SIGTERMException:
+        print(
+            "lit-nlp: ended by SIGTERM; --ckpt_path with the run's last.ckpt goes on after its last epoch",
+            file=sys.stderr,
+        )
+        return 143
+    return 0
+
+
+class LitNLPTrainer(Trainer):
+    """Lightning's Trainer with one more verb."""
+
+    def explain(
+        self,
+        model: TransformerModule,
+        datamodule: LightningDataModule | None = None,
+        ckpt_path: str | None = None,
+        method: str = "integrated_gradients",
+        split: Split = "test",
+        limit: int = 50,
+        text: str | None = None,
+        target: str | None = None,
+        output: str | None = None,
+    ) -> None:
+        """Show which words decided: a page to read and a JSONL file.
+
+        Args:
+            ckpt_path: The checkpoint whose decisions are explained.
+            method: How words are credited.
+            split: Whose texts are explained.
+            limit: At most this many texts, drawn at random by data.seed.
+            text: Explain this one text instead.
+            target: The class whose evidence is shown. By default the one predicted.
+            output: The report's folder. By default reports/NAME.
+        """
+        from lit_nlp.explain import attribute, write_report
+        from lit_nlp.explain.explainable import Explainable
+
+        if limit < 1:
+            raise ConfigError(f"limit must be at least 1, got {limit}", where="explain")
+        texts: Sequence[Text] = [text] if text is not None else []
+        labels = None
+        if text is None:
+            if not isinstance(datamodule, TextDataModule):
+                raise ConfigError("explain needs texts", mend="give --text or a data module of lit_nlp")
+            texts, labels = _labelled_texts(datamodule, model, split, limit)
+        module: object = model.to(self.strategy.root_device)
+        if not isinstance(module, Explainable):
+            raise ConfigError(
+                f"{type(model).__name__} offers nothing to explain", mend="give it what Explainable names"
+            )
+        attributions = attribute(module, texts, method=method, target=target, labels=labels, progress=True)
+        folder = Path(output or "reports")
+        facts = {
+            "Checkpoint": str(ckpt_path),
+            "Backbone": model.hparams["backbone"],
+            "Texts": "one text" if text else split,
+        }
+        page = write_report(attributions, folder, title=_title(model), facts=facts)
+        rank_zero_info(f"Report: {page}")
+
+
+class _Parser(LightningArgumentParser):
+    """Reports mistakes as the rest of the project does."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise ConfigError(_one_line(message), mend="see lit-nlp VERB --help") from ex
+
+
+class LitNLPCLI(LightningCLI):
+    """Builds data, model and trainer from configs and arguments, in this order, and runs a verb.
+
+    What the model must know of the data reaches it through `TextDataModule.facts`; every verb but
+    `fit` takes the model, its labels and its tokenizer from the checkpoint.
+
+    Raises:
+        UserError: Whatever is wrong with what was given, in one line.
+    """
+
+    def __init__(self, args: list[str]) -> None:
+        self.arguments = args
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            trainer_class=LitNLPTrainer,
+            parser_class=_Parser,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            save_config_callback=None,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            args=args,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Return the verbs and the arguments of each that are no options."""
+        verbs = LightningCLI.subcommands()
+        verbs = {verb: skipped | {"weights_only", "verbose"} for verb, skipped in verbs.items()}
+        return verbs | {"explain": {"model", "datamodule"}}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the run's name, and give the model's backbone to the data module."""
+        parser.add_argument("--name", type=str | None, help="The run's folder under trainer.default_root_dir.")
+        parser.set_defaults({"trainer.default_root_dir": "checkpoints"})
+        parser.link_arguments("model.init_args.backbone", "data.init_args.backbone")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the arguments, as `sys.argv` or as given."""
+        self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the configuration as it was given: LightningCLI would let the checkpoint overrule it silently."""
+
+    def before_instantiate_classes(self) -> None:
+        """Find the checkpoint and the run's folder, and the precision where none was asked for."""
+        config = self.settings
+        self._check_one_backbone(config)
+        self.task = _snake_case(config.model.class_path.rpartition(".")[2].removesuffix("Module"))
+        root = Path(config.trainer.default_root_dir)
+        name = config.name or self.task
+        config.ckpt_path = self._checkpoint(config.get("ckpt_path"), root / name)
+        if config.ckpt_path is None:
+            self.folder = unused(root / name)
+        else:
+            self.folder = root / config.name if config.name else Path(config.ckpt_path).parent
+        self.checkpoint = read_checkpoint(config.ckpt_path) if config.ckpt_path else None
+        self.resumed_at = self.checkpoint["global_step"] if self.checkpoint else 0
+        if self.verb == "explain":
+            # Attributions are computed in the weights' own precision, whatever the trainer's.
+            config.trainer.precision = config.trainer.precision or "32-true"
+            config.output = config.output or str(Path("reports") / self.folder.name)
+        if config.trainer.precision is None:
+            config.trainer.precision = self._precision(config)
+            rank_zero_info(f"Precision: {config.trainer.precision} (trainer.precision chooses another)")
+        described = config.clone()
+        if self.verb == "fit":
+            # A saved `fit` starts a run of its own.
+            described.ckpt_path = None
+        self.dump = self._parser(self.verb).dump(described, skip_none=False)
+
+    def instantiate_classes(self) -> None:
+        """Build the data module, then the model with what it must know of the data, then the trainer."""
+        config = self.settings
+        if self.checkpoint:
+            self._agree(self.checkpoint["hyper_parameters"], config)
+        self.datamodule = self._build("data").data
+        self.model = self._restored(config) if self.checkpoint else self._new(config)
+        verb_arguments = {name: config[name] for name in self._subcommand_method_arguments[self.verb]}
+        if self.verb in ("validate", "test", "predict"):
+            # The model is the checkpoint's already.
+            verb_arguments["ckpt_path"] = None
+        built = Namespace(trainer=self._build("trainer").trainer, **verb_arguments)
+        self.config_init = Namespace({self.verb: built})
+        self.trainer = self.instantiate_trainer(**self._trainer_extras(config))
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except NonFiniteError as error:
+            error.where = _places(self.datamodule, error.rows)
+            raise
+
+    def after_fit(self) -> None:
+        """Say where the results lie.
+
+        Raises:
+            ConfigError: The run that was resumed had ended already.
+        """
+        if self.trainer.global_step == self.resumed_at:
+            raise ConfigError(
+                f"nothing was trained: the checkpoint has done {self.trainer.max_epochs} epochs already",
+                where="trainer.max_epochs",
+                mend="raise it to go on",
+            )
+        written = [str(path) for name in ("best", "last") if (path := self.folder / f"{name}.ckpt").exists()]
+        rank_zero_info(f"Checkpoints: {', '.join(written) or 'none'}")
+
+    def after_explain(self) -> None:
+        """Keep the configuration with the run, as the other verbs do."""
+        write_text(self.folder / "explain.yaml", self.dump)
+
+    @property
+    def verb(self) -> str:
+        """The verb that runs."""
+        return cast(str, self.subcommand)
+
+    @property
+    def settings(self) -> Namespace:
+        """The configuration of the verb."""
+        return cast(Namespace, self.config[self.verb])
+
+    def _check_one_backbone(self, config: Namespace) -> None:
+        """Make sure that the data module isn't given a backbone of its own, which the model's would overrule."""
+        for option, value in _options(self.arguments):
+            if option in ("data.backbone", "data.init_args.backbone") and value != config.model.init_args.backbone:
+                raise ConfigError(
+                    f"data.backbone is {value}, model.backbone {config.model.init_args.backbone}",
+                    mend="give --model.backbone alone; the data module takes it from there",
+                )
+
+    def _checkpoint(self, given: str | None, folder: Path) -> str | None:
+        """Return the checkpoint's path; `best` and `last` are those of the newest run of the name."""
+        if given in ("best", "last"):
+            given = str(_newest(folder, f"{given}.ckpt"))
+        if given is None and self.verb != "fit":
+            best = _newest(folder, "best.ckpt")
+            raise CheckpointError(
+                f"{self.verb} needs a checkpoint",
+                mend=f"give --ckpt_path {best if best.exists() else 'FILE, written by lit-nlp fit'}",
+            )
+        return given
+
+    def _precision(self, config: Namespace) -> str:
+        """Return the checkpoint's precision, so that it goes on as it was trained; for a new run the faster one."""
+        trained_in = self.checkpoint[SECTION].get("precision") if self.checkpoint else None
+        return trained_in if trained_in in _PRECISIONS else _fastest_precision(config.trainer.accelerator)
+
+    def _build(self, key: str) -> Namespace:
+        """Instantiate one part of the configuration.
+
+        Raises:
+            UserError: What the part itself raised, without the parser's words around it.
+        """
+        try:
+            return cast(Namespace, self._parser(self.verb).instantiate(Namespace({key: self.settings[key]})))
+        except ValueError as error:
+            cause = error.__cause__
+            if isinstance(cause, UserError):
+                raise cause from None
+            raise
+
+    def _new(self, config: Namespace) -> LightningModule:
+        """Build a model from its backbone, with the facts of the data."""
+        arguments = config.model.init_args
+        for name, fact in getattr(self.datamodule, "facts", {}).items():
+            if name not in arguments:
+                continue
+            if arguments[name] not in (None, _default(config.model.class_path, name), fact):
+                raise ConfigError(
+                    f"model.{name} is {arguments[name]!r}, but the data says {fact!r}", mend=f"leave model.{name} out"
+                )
+            arguments[name] = fact
+        return cast(LightningModule, self._build("model").model)
+
+    def _restored(self, config: Namespace) -> LightningModule:
+        """Build the checkpoint's model, with what of the configuration may differ from it."""
+        model_class = _import(config.model.class_path)
+        if not issubclass(model_class, TransformerModule):
+            raise ConfigError(f"{config.model.class_path} has no checkpoints of lit_nlp", mend="use its own Trainer")
+        runtime = {name: config.model.init_args[name] for name in self._on_command_line("model") & _RUNTIME_ARGUMENTS}
+        return cast(LightningModule, model_class.load_from_checkpoint(config.ckpt_path, **runtime))
+
+    def _agree(self, trained_with: dict[str, Any], config: Namespace) -> None:
+        """Give the data module the checkpoint's labels and tokenizer; stop where something contradicts it.
+
+        Raises:
+            CheckpointError: The command line, or the data module, asks for something else.
+        """
+        model, data = config.model.init_args, config.data.get("init_args", Namespace())
+        asked_for = self._on_command_line("model")
+        if self.verb == "fit":
+            asked_for |= {name for name, value in model.items() if value != _default(config.model.class_path, name)}
+        for name in sorted(asked_for - _RUNTIME_ARGUMENTS):
+            if name in trained_with and model[name] != trained_with[name]:
+                raise _conflict(config.ckpt_path, f"--model.{name} {model[name]}", f"{name} {trained_with[name]}")
+        if model.get("labels") and model.labels != trained_with.get("labels"):
+            raise _conflict(config.ckpt_path, f"model.labels {model.labels}", f"labels {trained_with.get('labels')}")
+        for name in set(data.keys()) & set(trained_with) - {"backbone"}:
+            asked = list(dict.fromkeys(data[name].values())) if isinstance(data[name], dict) else data[name]
+            if asked in (None, _default(config.data.class_path, name)):
+                data[name] = trained_with[name]
+            elif asked != trained_with[name]:
+                raise _conflict(config.ckpt_path, f"data.{name} {asked}", f"{name} {trained_with[name]}")
+        if "backbone" in data:
+            data.backbone = config.ckpt_path
+
+    def _on_command_line(self, part: str) -> set[str]:
+        """Return the arguments of a part that were given on the command line, not in a config."""
+        names = (option.replace(".init_args.", ".") for option, _ in _options(self.arguments))
+        return {name.removeprefix(f"{part}.") for name in names if name.startswith(f"{part}.")}
+
+    def _trainer_extras(self, config: Namespace) -> dict[str, Any]:
+        """Return what every run of ours adds to the trainer that the configuration describes."""
+        trainer = self.config_init[self.verb].trainer
+        if trainer.fast_dev_run or self.verb == "explain":
+            return {"logger": False}
+        callbacks: list[Callback] = [RunFolder(self.folder, self.verb, self.dump), ResultsWriter(self.folder)]
+        extras: dict[str, Any] = {}
+        fits = self.verb == "fit"
+        if trainer.logger in (None, True):
+            extras["logger"] = _loggers(self.folder) if fits else False
+        if fits:
+            callbacks += _checkpoint_callbacks(self.folder, self.model, validates=trainer.limit_val_batches != 0)
+            if extras.get("logger"):
+                callbacks.append(LearningRateMonitor("step"))
+        if not any(name in str(trainer.strategy) for name in ("fsdp", "deepspeed")):
+            plugins = trainer.plugins or []
+            extras["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
+        return extras | {"callbacks": [*_as_list(trainer.callbacks), *callbacks]}
+
+
+def _check_arguments(args: list[str]) -> None:
+    """Refuse what LightningCLI would accept to the user's harm.
+
+    Raises:
+        ConfigError: An unknown verb, or a configuration that lies on the network.
+    """
+    verbs = LitNLPCLI.subcommands()
+    if not args[0].startswith("-") and args[0] not in verbs:
+        raise ConfigError(
+            f"{args[0]!r} is no verb; there are {', '.join(verbs)}",
+            mend=did_you_mean(args[0], verbs) or "see lit-nlp --help",
+        )
+    for option, path in _options(args):
+        if option in ("c", "config"):
+            if "://" in path:
+                raise ConfigError(
+                    "a config is read from a local file only", where=path, mend="download it and read it first"
+                )
+            if not Path(path).is_file():
+                raise ConfigError("there is no such config file", where=path, mend="see configs/")
+
+
+def _options(args: list[str]) -> Iterator[tuple[str, str]]:
+    """Yield the options on a command line, without their dashes, with their values."""
+    for argument, following in zip(args, [*args[1:], ""], strict=True):
+        if argument.startswith("-"):
+            name, separate, attached = argument.lstrip("-").partition("=")
+            yield name, attached if separate else following
+
+
+def _one_line(message: str) -> str:
+    """Shorten jsonargparse's report, of many lines, to the part that says what is wrong."""
+    line = " ".join(message.split())
+    key = re.match(r'Parser key "([^"]+)"', line)
+    problem = re.search(r"Errors: - (.*?)(?= - Expected a <class 'NoneType'>| Given value type:|$)", line)
+    return f"{key.group(1)}: {problem.group(1)}" if key and problem else line
+
+
+def _conflict(checkpoint: str, asked: str, has: str) -> CheckpointError:
+    return CheckpointError(
+        f"asked for {asked}, but the checkpoint was trained with {has}",
+        where=checkpoint,
+        mend="leave the argument out, or fit a new model with it",
+    )
+
+
+def _import(class_path: str) -> Any:
+    module, _, name = class_path.rpartition(".")
+    return getattr(__import__(module, fromlist=[name]), name)
+
+
+def _default(class_path: str, argument: str) -> Any:
+    """Return the default of a constructor's argument, wherever in the class's ancestry it is declared."""
+    for ancestor in _import(class_path).__mro__:
+        parameter = inspect.signature(ancestor.__init__).parameters.get(argument)
+        if parameter is not None:
+            return parameter.default
+    return None
+
+
+def _snake_case(name: str) -> str:
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _newest(folder: Path, name: str) -> Path:
+    """Return the file of the newest run among ``sentiment``, ``sentiment-2``, …"""
+    files = [file for run in (folder, *folder.parent.glob(f"{folder.name}-[0-9]*")) if (file := run / name).exists()]
+    return max(files, key=lambda file: file.stat().st_mtime, default=folder / name)
+
+
+def _loggers(folder: Path) -> list[Logger]:
+    # A run that is resumed adds a file to TensorBoard's folder, but CSVLogger would start its file anew.
+    table = CSVLogger(folder, name=unused(folder / "csv").name, version="")
+    return [TensorBoardLogger(folder, name="tensorboard", version=""), table]
+
+
+def _checkpoint_callbacks(folder: Path, model: LightningModule, *, validates: bool) -> list[Callback]:
+    """Return what keeps the best checkpoint and the last one.
+
+    `save_last` wouldn't do for the latter: it writes only when there is a new best.
+    """
+    last = ModelCheckpoint(dirpath=folder, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
+    if not validates:
+        return [last]
+    monitor, mode = getattr(model, "monitor", ("val/loss", "min"))
+    best = ModelCheckpoint(dirpath=folder, filename="best", monitor=monitor, mode=mode, enable_version_counter=False)
+    return [best, last]
+
+
+def _fastest_precision(accelerator: str) -> str:
+    """Return bfloat16 where the machine multiplies it faster: a GPU that has it, or a CPU that proves it.
+
+    What a CPU says of itself doesn't settle it: of two with AVX512-BF16, one was measured at five times
+    its float32 rate, the other at half.
+    """
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    if accelerator not in ("auto", "cpu"):
+        return "32-true"
+    single, half = torch.ones(512, 512), torch.ones(512, 512, dtype=torch.bfloat16)
+    ratios = [_product_seconds(single) / _product_seconds(half) for _ in range(9)]
+    return "bf16-mixed" if median(ratios) > _WORTH_BFLOAT16 else "32-true"
+
+
+def _product_seconds(matrix: torch.Tensor) -> float:
+    start = perf_counter()
+    for _ in range(3):
+        matrix @ matrix
+    return perf_counter() - start
+
+
+def _labelled_texts(
+    datamodule: TextDataModule, model: Any, split: Split, limit: int
+) -> tuple[list[Text], list[Any] | None]:
+    """Return texts of a split, drawn by the data's seed, and their labels where they have any."""
+    datamodule.setup({"train": "fit", "val": "validate"}.get(split, split))
+    table = datamodule.tables[split]
+    rows = table[sample(range(len(table)), limit, datamodule.seed)]
+    texts: list[Text] = [
+        (text, pair) if pair else text for text, pair in zip(rows["text"], rows["text_pair"], strict=True)
+    ]
+    if rows["label"][0] is None:
+        return texts, None
+    return texts, [model.label_of(torch.tensor(label)) for label in rows["label"]]
+
+
+def _title(model: LightningModule) -> str:
+    return f"Why the model decided: {_snake_case(type(model).__name__.removesuffix('Module')).replace('_', ' ')}"
+
+
+def _places(datamodule: LightningDataModule, rows: list[int]) -> str | None:
+    """Return file and line of training rows."""
+    table = getattr(datamodule, "tables", {}).get("train")
+    if table is None or not rows:
+        return None
+    places = [table[row]["where"] for row in rows[:5]]
+    return "; ".join(places) + (f"; and {len(rows) - 5} rows more" if len(rows) > 5 else "")

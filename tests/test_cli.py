@@ -1,0 +1,273 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from lit_nlp import __main__ as command
+from lit_nlp import cli
+
+GOOD = ["a warm and moving film", "I loved every minute", "good acting, good story", "it stays with you"]
+BAD = ["dull and lifeless", "I hated the awful plot", "a bad film", "far too long to be fun"]
+
+
+@pytest.fixture
+def project(tmp_path: Path, bert: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to run in, with a config, data of three splits, and a backbone that may be deleted."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(bert, "backbone")
+    rows = [
+        {"text": text, "label": label} for label, texts in (("positive", GOOD), ("negative", BAD)) for text in texts
+    ]
+    for split in ("train", "val", "test"):
+        Path(f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = {
+        "model": {"class_path": "lit_nlp.SentimentModule", "init_args": {"backbone": "backbone"}},
+        "data": {
+            "class_path": "lit_nlp.SentimentDataModule",
+            "init_args": {
+                **{split: f"{split}.jsonl" for split in ("train", "val", "test")},
+                "predict": "test.jsonl",
+                "batch_size": 4,
+            },
+        },
+        "trainer": {"max_epochs": 1, "accelerator": "cpu", "enable_progress_bar": False, "precision": "32-true"},
+    }
+    Path("config.yaml").write_text(yaml.safe_dump(config))
+    return tmp_path
+
+
+def lit_nlp(*args: str) -> int:
+    return command.main([args[0], "--config", "config.yaml", *args[1:]])
+
+
+def fitted(*args: str) -> str:
+    assert lit_nlp("fit", *args) == 0
+    return "checkpoints/sentiment/best.ckpt"
+
+
+def lines(path: str) -> list[dict]:
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def test_a_run_leaves_all_that_the_design_names(project: Path) -> None:
+    checkpoint = fitted()
+    for verb in ("validate", "test", "predict"):
+        assert lit_nlp(verb, "--ckpt_path", checkpoint) == 0
+    run = Path("checkpoints/sentiment")
+    names = {path.name for path in run.iterdir()}
+    assert names >= {"best.ckpt", "last.ckpt", "fit.yaml", "validate.yaml", "test.yaml", "predict.yaml"}
+    assert names >= {"metrics.json", "test.md", "wrong_predictions.jsonl", "predictions.jsonl", "tensorboard", "csv"}
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert {"val/accuracy", "test/accuracy", "test/f1", "test/mean_absolute_error", "test/recall/positive"} <= set(
+        metrics
+    )
+    predictions = lines("checkpoints/sentiment/predictions.jsonl")
+    assert [row["text"] for row in predictions] == GOOD + BAD
+    for row in predictions:
+        assert set(row["probabilities"]) == {"negative", "positive"}
+        assert row["label"] == max(row["probabilities"], key=row["probabilities"].get)
+    wrong = lines("checkpoints/sentiment/wrong_predictions.jsonl")
+    assert len(wrong) == round(8 * (1 - metrics["test/accuracy"]))
+    assert [row["loss_nats"] for row in wrong] == sorted((row["loss_nats"] for row in wrong), reverse=True)
+
+
+def test_explain_writes_a_page_and_attributions_whose_words_lie_in_the_text(project: Path) -> None:
+    checkpoint = fitted()
+    assert lit_nlp("explain", "--ckpt_path", checkpoint, "--limit", "3", "--output", "reports/x") == 0
+    assert Path("reports/x/index.html").read_text().startswith("<!doctype html>")
+    rows = lines("reports/x/attributions.jsonl")
+    assert len(rows) == 3
+    for row in rows:
+        assert row["label"] in ("negative", "positive")
+        assert all(row["text"][word["start"] : word["end"]] == word["text"] for word in row["words"])
+
+
+def test_explain_takes_one_text_and_a_target(project: Path) -> None:
+    checkpoint = fitted()
+    arguments = ["--ckpt_path", checkpoint, "--text", "a good film", "--target", "negative"]
+    assert lit_nlp("explain", *arguments) == 0
+    (row,) = lines("reports/sentiment/attributions.jsonl")
+    assert (row["text"], row["target"], row["method"]) == ("a good film", "negative", "integrated_gradients")
+
+
+def test_a_second_run_neither_fails_nor_overwrites(project: Path) -> None:
+    first = Path(fitted()).read_bytes()
+    assert lit_nlp("fit") == 0
+    assert Path("checkpoints/sentiment/best.ckpt").read_bytes() == first
+    assert Path("checkpoints/sentiment-2/best.ckpt").exists()
+    for _ in range(3):
+        assert lit_nlp("predict", "--ckpt_path", "checkpoints/sentiment/best.ckpt") == 0
+    kept = sorted(path.name for path in Path("checkpoints/sentiment").glob("predictions*.jsonl"))
+    assert kept == ["predictions-1.jsonl", "predictions-2.jsonl", "predictions.jsonl"]
+
+
+def test_the_name_chooses_the_folder(project: Path) -> None:
+    assert lit_nlp("fit", "--name", "mine") == 0
+    assert Path("checkpoints/mine/best.ckpt").exists()
+
+
+@pytest.mark.parametrize("verb", ["validate", "test", "predict", "explain"])
+def test_every_verb_but_fit_demands_a_checkpoint(project: Path, capsys: pytest.CaptureFixture[str], verb: str) -> None:
+    assert lit_nlp(verb) == 2
+    assert f"{verb} needs a checkpoint" in capsys.readouterr().err
+
+
+def test_without_the_backbone_a_checkpoint_tests_the_same(project: Path) -> None:
+    checkpoint = fitted()
+    assert lit_nlp("predict", "--ckpt_path", checkpoint) == 0
+    before = lines("checkpoints/sentiment/predictions.jsonl")
+    shutil.rmtree("backbone")
+    assert lit_nlp("predict", "--ckpt_path", checkpoint) == 0
+    assert lines("checkpoints/sentiment/predictions.jsonl") == before
+
+
+def test_the_labels_of_a_test_are_the_checkpoints_own(project: Path) -> None:
+    config = yaml.safe_load(Path("config.yaml").read_text())
+    config["model"]["class_path"] = "lit_nlp.TextClassificationModule"
+    config["data"]["class_path"] = "lit_nlp.TextClassificationDataModule"
+    Path("config.yaml").write_text(yaml.safe_dump(config))
+    assert lit_nlp("fit") == 0
+    Path("test.jsonl").write_text('{"text": "a good film", "label": "positive"}\n')
+    checkpoint = "checkpoints/text_classification/best.ckpt"
+    assert lit_nlp("test", "--ckpt_path", checkpoint, "--data.train", "gone.jsonl") == 0
+    assert set(torch.load(checkpoint, weights_only=True)["hyper_parameters"]["labels"]) == {"negative", "positive"}
+
+
+def test_the_number_of_classes_reaches_the_model_from_the_data(project: Path) -> None:
+    rows = [{"text": f"{text} {label}", "label": label} for text in GOOD for label in ("a", "b", "c")]
+    Path("topics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ["--data.train", "topics.jsonl", "--data.val", "topics.jsonl"]
+    classes = ["--model", "lit_nlp.TextClassificationModule", "--data", "lit_nlp.TextClassificationDataModule"]
+    assert command.main(["fit", "--config", "config.yaml", *classes, *arguments]) == 0
+    checkpoint = torch.load("checkpoints/text_classification/best.ckpt", weights_only=True)
+    assert checkpoint["hyper_parameters"]["labels"] == ["a", "b", "c"]
+    assert checkpoint["state_dict"]["model.classifier.weight"].shape[0] == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--model.label_smoothing", "0.5"],
+            "asked for --model.label_smoothing 0.5, but the checkpoint was trained with",
+        ),
+        (["--model.init_args.weight_decay=0.5"], "asked for --model.weight_decay 0.5"),
+        (["--data.max_length", "17"], "asked for data.max_length 17"),
+        (["--data.labels", "[bad, good]"], "asked for data.labels ['bad', 'good']"),
+        (["--model.labels", "[bad, good]"], "labels ['bad', 'good']"),
+        (["--model", "lit_nlp.TextClassificationModule"], "it was written by SentimentModule"),
+    ],
+)
+def test_a_conflict_with_the_checkpoint_stops(
+    project: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    checkpoint = fitted()
+    assert lit_nlp("test", "--ckpt_path", checkpoint, *arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_what_only_changes_how_a_model_runs_is_no_conflict(project: Path) -> None:
+    checkpoint = fitted()
+    assert lit_nlp("test", "--ckpt_path", checkpoint, "--model.attn_implementation", "eager") == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["tset"], "did you mean 'test'?"),
+        (["fit", "--config", "gone.yaml"], "gone.yaml: there is no such config file"),
+        (["fit", "--config", "https://example.org/x.yaml"], "read from a local file only"),
+        (["fit", "--config", "config.yaml", "--model.learning_rat", "1"], "'learning_rat' is not accepted"),
+        (["fit", "--config", "config.yaml", "--model.learning_rate", "fast"], "learning_rate"),
+        (["fit", "--config", "config.yaml", "--model.learning_rate", "-1"], "learning_rate must be above 0"),
+        (["fit", "--config", "config.yaml", "--data.train", "gone.csv"], "gone.csv: no such file"),
+        (["fit", "--config", "config.yaml", "--model.backbone", "./gone"], "there is no such folder or file"),
+        (["fit", "--config", "config.yaml", "--data.backbone", "other"], "model.backbone"),
+        (["fit", "--config", "config.yaml", "--ckpt_path", "last"], "last.ckpt: there is no such checkpoint file"),
+        (["test", "--config", "config.yaml", "--ckpt_path", "http://x/y.ckpt"], "not from a URL"),
+        (["fit"], "required"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(
+    project: Path, capsys: pytest.CaptureFixture[str], args: list[str], message: str
+) -> None:
+    assert command.main(args) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lit-nlp: ")]
+    assert message in line
+
+
+def test_a_bad_row_is_named_by_file_and_line(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Path("train.jsonl").open("a") as file:
+        file.write('{"text": "fine", "label": "postive"}\n')
+    assert lit_nlp("fit") == 2
+    expected = "train.jsonl, line 9: label 'postive' is not one of negative, positive; did you mean 'positive'?"
+    assert expected in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_names_the_lines_and_ends_with_status_2(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert lit_nlp("fit", "--model.learning_rate", "1e30", "--trainer.max_epochs", "9", "--data.batch_size", "2") == 2
+    error = capsys.readouterr().err
+    assert "not finite" in error
+    assert "train.jsonl, line " in error
+
+
+def test_configs_compose_and_both_spellings_of_an_argument_work(project: Path) -> None:
+    Path("overlay.yaml").write_text("trainer:\n  max_steps: 1\n")
+    arguments = ["--config", "overlay.yaml", "--data.batch_size", "2", "--model.init_args.learning_rate", "3e-5"]
+    assert lit_nlp("fit", *arguments) == 0
+    saved = yaml.safe_load(Path("checkpoints/sentiment/fit.yaml").read_text())
+    assert saved["trainer"]["max_steps"] == 1
+    assert saved["data"]["init_args"]["batch_size"] == 2
+    assert saved["model"]["init_args"]["learning_rate"] == 3e-5
+
+
+def test_a_saved_config_runs_again(project: Path) -> None:
+    fitted()
+    assert command.main(["fit", "--config", "checkpoints/sentiment/fit.yaml"]) == 0
+    first, second = (
+        torch.load(f"checkpoints/{name}/last.ckpt", weights_only=True)["state_dict"]
+        for name in ("sentiment", "sentiment-2")
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_fit_goes_on_from_the_last_checkpoint_in_its_folder(project: Path) -> None:
+    fitted()
+    assert lit_nlp("fit", "--ckpt_path", "last", "--trainer.max_epochs", "2") == 0
+    assert torch.load("checkpoints/sentiment/last.ckpt", weights_only=True)["epoch"] == 1
+    assert not Path("checkpoints/sentiment-2").exists()
+
+
+@pytest.mark.parametrize(("ratio", "chosen"), [(4.0, "bf16-mixed"), (0.5, "32-true")])
+def test_precision_follows_what_the_machine_multiplies_faster(
+    monkeypatch: pytest.MonkeyPatch, ratio: float, chosen: str
+) -> None:
+    monkeypatch.setattr(cli, "_product_seconds", lambda matrix: ratio if matrix.dtype == torch.float32 else 1.0)
+    assert cli._fastest_precision("cpu") == chosen
+
+
+def test_beside_googles_tool_the_command_refuses_to_start(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "distribution", lambda name: name)
+    assert command.main(["fit"]) == 2
+    assert "install the two in separate environments" in capsys.readouterr().err
+
+
+def test_help_and_version_answer_without_loading_torch() -> None:
+    import subprocess
+    import sys
+
+    program = (
+        "import sys, lit_nlp.__main__ as m; m.main(['--help']); m.main(['--version']); print('torch' in sys.modules)"
+    )
+    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert "fit        fine-tune" in printed
+    assert printed.endswith("False\n")

@@ -1,0 +1,82 @@
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lit_nlp import __main__ as command
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted(ROOT.glob("configs/**/*.yaml"))
+TASKS = [path for path in CONFIGS if path.parent.name == "configs"]
+OVERLAYS = [path for path in CONFIGS if path.parent.name == "trainer"]
+
+
+def test_every_config_is_found() -> None:
+    assert len(TASKS) == 2
+    assert len(OVERLAYS) == 5
+    assert len(CONFIGS) == 7
+
+
+def first_command(path: Path) -> list[str]:
+    comment, *arguments = shlex.split(path.read_text().splitlines()[0])
+    assert comment == "#"
+    return arguments
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_config_begins_with_the_command_that_runs_it(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    program, *arguments = first_command(path)
+    assert program == "lit-nlp"
+    assert str(path.relative_to(ROOT)) in arguments
+    with pytest.raises(SystemExit) as ended:
+        command.main([*arguments, "--print_config"])
+    assert ended.value.code == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    own = yaml.safe_load(path.read_text())
+    for part in own:
+        assert (
+            printed[part].items() >= {k: v for k, v in own[part].items() if k not in ("init_args", "strategy")}.items()
+        )
+
+
+@pytest.mark.parametrize("path", TASKS, ids=lambda path: path.stem)
+def test_a_task_runs_a_step_of_every_verb(
+    path: Path, tmp_path: Path, bert: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    overlays = [
+        "--config",
+        str(ROOT / "configs/trainer/cpu.yaml"),
+        "--config",
+        str(ROOT / "configs/trainer/debug.yaml"),
+    ]
+    shared = ["--config", str(path), *overlays, "--model.backbone", bert, "--data.max_length", "64"]
+    assert command.main(["fit", *shared]) == 0
+    checkpoint = ["--ckpt_path", f"checkpoints/{path.stem}/last.ckpt"]
+    config = ["--config", str(path), *overlays, "--data.max_length", "64", *checkpoint]
+    for verb in ("validate", "test", "predict"):
+        assert command.main([verb, *config]) == 0
+    assert command.main(["explain", *config, "--limit", "2"]) == 0
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_no_line_of_a_config_repeats_a_default(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import inspect
+    from importlib import import_module
+
+    config = yaml.safe_load(path.read_text())
+    for part in ("model", "data"):
+        if part in config:
+            module, _, name = config[part]["class_path"].rpartition(".")
+            ancestors = getattr(import_module(module), name).__mro__
+            for argument, value in config[part]["init_args"].items():
+                defaults = [
+                    inspect.signature(ancestor.__init__).parameters[argument].default
+                    for ancestor in ancestors
+                    if argument in inspect.signature(ancestor.__init__).parameters
+                ]
+                assert value != defaults[0], f"{part}.{argument}"
