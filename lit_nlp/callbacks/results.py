@@ -2,25 +2,22 @@
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from torch import Tensor
 
-from lit_nlp.data.base import Split
 from lit_nlp.files import write_jsonl, write_text
-from lit_nlp.tokenization import Text
+from lit_nlp.modules.base import Files
 
 T = TypeVar("T")
 
 
 class ResultsWriter(Callback):
-    """Writes `metrics.json`, and after `test` a table and the wrong predictions, after `predict` the predictions.
+    """Writes `metrics.json`, after `test` a table, and after `test` and `predict` the files that the module makes.
 
     Args:
         folder: The run's folder.
@@ -29,8 +26,7 @@ class ResultsWriter(Callback):
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self._validations: list[dict[str, float]] = []
-        self._rows: list[dict[str, Any]] = []
-        self._predictions: list[Any] = []
+        self._rows: list[Any] = []
 
     def state_dict(self) -> dict[str, Any]:
         """Keep the validations for a run that is resumed."""
@@ -64,42 +60,42 @@ class ResultsWriter(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
         """Keep what the test step returned of each row."""
-        if isinstance(outputs, dict) and "row" in outputs:
-            columns = {name: outputs[name].detach().cpu() for name in ("row", "logits", "losses", "labels")}
-            self._rows += [{name: column[i] for name, column in columns.items()} for i in range(len(columns["row"]))]
+        if isinstance(outputs, dict):
+            self._rows += outputs.get("rows", [])
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write metrics, their table, and the wrong predictions, the worst first."""
+        """Write metrics, their table, and the files that the module makes of the rows."""
         metrics = _scalars(trainer, "test/")
         self._write_metrics(trainer, metrics)
-        rows, self._rows = _from_all_processes(self._rows), []
-        if not trainer.is_global_zero:
-            return
-        write_text(self.folder / "test.md", _table(metrics, pl_module))
-        if rows:
-            path = self.folder / "wrong_predictions.jsonl"
-            write_jsonl(path, _wrong(rows, trainer, pl_module))
-            rank_zero_info(f"Wrong predictions, worst first: {path}")
+        if trainer.is_global_zero:
+            write_text(self.folder / "test.md", _table(metrics, pl_module))
+        self._write_files(trainer, getattr(pl_module, "test_files", None))
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the predictions of a run that broke off."""
-        self._predictions = []
+        self._rows = []
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
         """Keep the predictions of a batch."""
-        self._predictions += outputs
+        self._rows += outputs
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the predictions in the order of their file."""
-        predictions, self._predictions = _from_all_processes(self._predictions), []
-        if trainer.is_global_zero:
-            predictions.sort(key=lambda prediction: prediction.row)
-            texts = texts_of(trainer, "predict", [prediction.row for prediction in predictions])
-            path = self.folder / "predictions.jsonl"
-            write_jsonl(path, [_row(_with_text(each, text)) for each, text in zip(predictions, texts, strict=True)])
-            rank_zero_info(f"Predictions: {path}")
+        """Write the files that the module makes of the predictions."""
+        self._write_files(trainer, getattr(pl_module, "predict_files", None))
+
+    def _write_files(self, trainer: Trainer, files_of: Callable[[list[Any]], Files] | None) -> None:
+        rows, self._rows = _from_all_processes(self._rows), []
+        if not rows or files_of is None or not trainer.is_global_zero:
+            return
+        rows.sort(key=lambda row: -1 if row.row is None else row.row)
+        for name, content in files_of(rows).items():
+            if isinstance(content, str):
+                write_text(self.folder / name, content)
+            else:
+                write_jsonl(self.folder / name, content)
+            rank_zero_info(f"{name.partition('.')[0].replace('_', ' ').capitalize()}: {self.folder / name}")
 
     def _write_metrics(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -112,44 +108,6 @@ class ResultsWriter(Callback):
             replaced = not earlier.keys().isdisjoint(figures)
             write_text(path, json.dumps(earlier | figures, indent=2) + "\n", keep_earlier=replaced)
         rank_zero_info(f"Metrics: {path}")
-
-
-def texts_of(trainer: Trainer, split: Split, rows: Sequence[int]) -> list[Text | None]:
-    """Return the texts of rows of a split, None where the data module keeps none."""
-    tables = getattr(getattr(trainer, "datamodule", None), "tables", {})
-    if split not in tables or "text" not in tables[split].column_names:
-        return [None] * len(rows)
-    columns = tables[split].select_columns(["text", "text_pair"])[list(rows)]
-    return [(text, pair) if pair else text for text, pair in zip(columns["text"], columns["text_pair"], strict=True)]
-
-
-def _with_text(prediction: Any, text: Text | None) -> Any:
-    first, second = text if isinstance(text, tuple) else (text, None)
-    return replace(prediction, text=first, text_pair=second)
-
-
-def _row(prediction: Any) -> dict[str, Any]:
-    """Return a prediction as JSON, without fields that say nothing."""
-    return {name: value for name, value in asdict(prediction).items() if value is not None or name == "text"}
-
-
-def _wrong(rows: list[dict[str, Tensor]], trainer: Trainer, module: Any) -> list[dict[str, Any]]:
-    """Return the rows whose prediction isn't their label, the highest loss first."""
-    rows = sorted(rows, key=lambda row: -float(row["losses"]))
-    numbers = [int(row["row"]) for row in rows]
-    logits = torch.stack([row["logits"] for row in rows])
-    predictions = module.predictions(logits, texts_of(trainer, "test", numbers), numbers)
-    wrong = []
-    for row, prediction in zip(rows, predictions, strict=True):
-        label = module.label_of(row["labels"])
-        if label != prediction.label:
-            loss = (
-                {"loss_nats": float(row["losses"])}
-                if prediction.probability is not None
-                else {"loss": float(row["losses"])}
-            )
-            wrong.append({**_row(replace(prediction, label=label)), "prediction": prediction.label, **loss})
-    return wrong
 
 
 def _scalars(trainer: Trainer, prefix: str) -> dict[str, float]:

@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from lit_nlp.data import sources
-from lit_nlp.data.batching import Batches, BatchSampler
+from lit_nlp.data.batching import Batches, BatchSampler, Lengths
 from lit_nlp.data.sources import Columns, Row
 from lit_nlp.errors import ConfigError
 from lit_nlp.pretrained import load_tokenizer
@@ -113,15 +113,24 @@ class TextDataModule(LightningDataModule):
         raise NotImplementedError
 
     def tokenise(self, rows: list[Row], split: Split) -> Mapping[str, list[Any]]:
-        """Turn rows into the columns of `schema`; `length` is what the batches are grouped by."""
+        """Turn rows into the columns of `schema`."""
         raise NotImplementedError
 
-    def collate(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+    def batch_columns(self, split: Split) -> list[str]:
+        """Return the columns of `schema` that `collate` needs: in training no more than makes tensors."""
+        raise NotImplementedError
+
+    def collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Pad rows of a table to a batch under the names that transformers' forward takes.
 
-        The key `row` holds the rows' numbers in their split, one for each sequence.
+        The key `row` holds the rows' numbers in their split, one for each sequence. Texts that metrics and
+        results need ride along as lists of strings, one for each row.
         """
         raise NotImplementedError
+
+    def lengths(self, table: datasets.Dataset) -> Lengths:
+        """Return the tokens of each row on each side that is padded by itself: what batches are grouped by."""
+        return np.array(table["length"][:], dtype=np.int64).reshape(-1, 1)
 
     def options(self, split: Split) -> dict[str, Any]:
         """Return what decides the split's table besides its source and columns; part of the cache's key."""
@@ -213,11 +222,8 @@ class TextDataModule(LightningDataModule):
 
     def _batches(self, split: Split, shuffle: bool = False) -> Batches:
         table = self.tables[split]
-        tokens = [
-            name for name in table.column_names if name not in ("text", "text_pair", "where", "truncated", "length")
-        ]
         sampler = BatchSampler(
-            table["length"][:],
+            self.lengths(table),
             batch_size=self.batch_size if self.max_tokens is None else max(1, len(table)),
             max_tokens=self.max_tokens,
             shuffle=shuffle,
@@ -225,7 +231,9 @@ class TextDataModule(LightningDataModule):
             rank=self.trainer.global_rank if self.trainer else 0,
             world_size=self.trainer.world_size if self.trainer else 1,
         )
-        return Batches(_NumberedRows(table.select_columns(tokens)), sampler, self.collate, self.num_workers)
+        return Batches(
+            _NumberedRows(table.select_columns(self.batch_columns(split))), sampler, self.collate, self.num_workers
+        )
 
     def _table(self, split: Split) -> datasets.Dataset:
         """Return the split's tokenised rows, memory-mapped from the cache."""

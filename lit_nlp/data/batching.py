@@ -1,13 +1,18 @@
 """Which rows go together: batches of like length, by rows or by tokens, resumable, one share a process."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import cycle, islice
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
+from jaxtyping import Int
 from torch.utils.data import DataLoader, Dataset
 
 from lit_nlp.errors import ConfigError
+
+# Tokens of each row, on each side that is padded by itself: the text's, or source's and target's.
+Lengths: TypeAlias = Int[np.ndarray, "rows sides"]
 
 # Rows are sorted by length within pools of this many batches: far enough to leave next to no padding,
 # near enough that an epoch stays a shuffle.
@@ -15,12 +20,16 @@ _POOL_BATCHES = 50
 
 
 def plan_batches(
-    lengths: Sequence[int], *, batch_size: int, max_tokens: int | None = None, generator: torch.Generator | None = None
+    lengths: Lengths,
+    *,
+    batch_size: int,
+    max_tokens: int | None = None,
+    generator: torch.Generator | None = None,
 ) -> list[list[int]]:
     """Return the batches of one epoch, as row numbers: every row once, rows of like length together.
 
     Args:
-        lengths: Tokens of each row.
+        lengths: Tokens of each row on each side.
         batch_size: Rows of a batch; with a token budget, at most these many.
         max_tokens: A budget of tokens, padding included, that a batch doesn't exceed; a row that is
             longer than the budget makes a batch of its own.
@@ -28,25 +37,28 @@ def plan_batches(
             memory shows at once.
     """
     if generator is None:
-        order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-        return _fill(order, lengths, batch_size, max_tokens)
-    order = torch.randperm(len(lengths), generator=generator).tolist()
+        return _fill(np.arange(len(lengths)), lengths, batch_size, max_tokens)
+    order = torch.randperm(len(lengths), generator=generator).numpy()
     pool = batch_size * _POOL_BATCHES
     batches = []
     for start in range(0, len(order), pool):
-        rows = sorted(order[start : start + pool], key=lambda row: -lengths[row])
-        batches.extend(_fill(rows, lengths, batch_size, max_tokens))
+        batches.extend(_fill(order[start : start + pool], lengths, batch_size, max_tokens))
     return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
 
-def _fill(order: list[int], lengths: Sequence[int], batch_size: int, max_tokens: int | None) -> list[list[int]]:
-    """Cut rows, sorted from long to short, into batches; the first row of each is its longest."""
+def _fill(rows: Int[np.ndarray, " some"], lengths: Lengths, batch_size: int, max_tokens: int | None) -> list[list[int]]:
+    """Sort rows from long to short, all sides together and then by the first, and cut them into batches."""
+    rows = rows[np.lexsort((-lengths[rows, 0], -lengths[rows].sum(1)))]
     batches: list[list[int]] = []
-    for row in order:
+    widest: list[int] = []
+    for row, sides in zip(rows.tolist(), lengths[rows].tolist(), strict=True):
+        wider = list(map(max, widest, sides))
         full = not batches or len(batches[-1]) == batch_size
-        if full or (max_tokens and (len(batches[-1]) + 1) * lengths[batches[-1][0]] > max_tokens):
+        if full or (max_tokens and (len(batches[-1]) + 1) * sum(wider) > max_tokens):
             batches.append([])
+            wider = sides
         batches[-1].append(row)
+        widest = wider
     return batches
 
 
@@ -88,7 +100,7 @@ class BatchSampler:
 
     def __init__(
         self,
-        lengths: Sequence[int],
+        lengths: Lengths,
         *,
         batch_size: int,
         max_tokens: int | None = None,

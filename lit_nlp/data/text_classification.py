@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import pyarrow as pa
 import torch
-from torch import Tensor
 
 from lit_nlp.data import sources
 from lit_nlp.data.base import Split, TextDataModule
@@ -151,7 +150,12 @@ class TextClassificationDataModule(TextDataModule):
         chosen = {self._class(label, row.where) for label in several_labels(value, row.where, self.label_separator)}
         return [float(index in chosen) for index in range(len(self.labels))]
 
-    def collate(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+    def batch_columns(self, split: Split) -> list[str]:
+        """Let the texts ride along to tests and predictions, whose results show them."""
+        tensors = ["input_ids", "label"] + (["token_type_ids"] if "token_type_ids" in self.schema.names else [])
+        return tensors + (["text", "text_pair"] if split in ("test", "predict") else [])
+
+    def collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Pad all windows of the rows to one batch."""
         names = [name for name in ("input_ids", "token_type_ids") if name in rows[0]]
         sequences = [
@@ -159,11 +163,12 @@ class TextClassificationDataModule(TextDataModule):
             for row in rows
             for window in zip(*(row[n] for n in names), strict=True)
         ]
-        batch: dict[str, Tensor] = dict(pad(sequences, int(self.tokenizer.pad_token_id)))
+        batch: dict[str, Any] = dict(pad(sequences, int(self.tokenizer.pad_token_id)))
         batch["row"] = torch.tensor([row["row"] for row in rows for _ in row["input_ids"]])
         if rows[0].get("label") is not None:
             batch["labels"] = torch.tensor([row["label"] for row in rows])
-        return batch
+        texts = [name for name in ("text", "text_pair") if name in rows[0]]
+        return batch | {name: [row[name] for row in rows] for name in texts}
 
     @cached_property
     def _counted(self) -> Counter[str]:

@@ -4,8 +4,9 @@ import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -13,7 +14,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from transformers import get_scheduler
+from transformers import PreTrainedConfig, get_scheduler
 
 from lit_nlp.checkpoints import SECTION, check_primitives, pack_backbone, read_checkpoint
 from lit_nlp.errors import CheckpointError, ConfigError, NonFiniteError
@@ -24,7 +25,10 @@ from lit_nlp.modules.rng import rng_state, set_rng_state
 from lit_nlp.pretrained import load_tokenizer
 from lit_nlp.tokenization import Encoded, Text, Tokens, encode, pad, resolve_max_length
 
-Batch = Mapping[str, Tensor]
+# What transformers' forward takes, `labels`, `row`, and texts that ride along.
+Batch = Mapping[str, Any]
+# What a verb leaves in the run's folder: file name -> text, or rows of a JSONL file.
+Files = dict[str, str | list[dict[str, Any]]]
 M = TypeVar("M", bound="TransformerModule")
 
 
@@ -51,8 +55,6 @@ class TransformerModule(LightningModule):
         ConfigError: Arguments out of range.
         TypeError: An argument that is no JSON primitive, and so would not load from a checkpoint.
     """
-
-    auto_class: ClassVar[Any]
 
     def __init__(
         self,
@@ -83,7 +85,7 @@ class TransformerModule(LightningModule):
         self.tokenizer = load_tokenizer(backbone)
         self.max_length = resolve_max_length(self.tokenizer, max_length)
         config = load_config(backbone, pad_token_id=self.tokenizer.pad_token_id, **self.config_changes())
-        self.model = load_model(backbone, self.auto_class, config, attn_implementation=attn_implementation)
+        self.model = load_model(backbone, self.auto_class(config), config, attn_implementation=attn_implementation)
         check_vocabulary(self.model, self.tokenizer, backbone)
         if self.tokenizer.pad_token_id == self.tokenizer.eos_token_id:
             # An embedding never learns its padding token; but here it is one that texts may hold.
@@ -99,21 +101,37 @@ class TransformerModule(LightningModule):
 
     # What a task says
 
+    def auto_class(self, config: PreTrainedConfig) -> Any:
+        """Return transformers' auto class that puts the task's head on a backbone."""
+        raise NotImplementedError
+
     def config_changes(self) -> dict[str, Any]:
         """Return what the task sets in the backbone's configuration."""
         return {}
-
-    def row_losses(self, outputs: Tensor, batch: Batch) -> Float[Tensor, " rows"]:
-        """Return the loss of each row in nats; their mean is trained on."""
-        raise NotImplementedError
 
     def forward_batch(self, batch: Batch) -> Tensor:
         """Run the model on a batch; returns what `row_losses` and `score` take."""
         return cast(Tensor, self(**self.inputs(batch)))
 
+    def row_losses(self, outputs: Tensor, batch: Batch) -> Float[Tensor, " rows"]:
+        """Return the loss of each row in nats; their sum over `loss_weight` is trained on."""
+        raise NotImplementedError
+
+    def loss_weight(self, batch: Batch) -> int | Tensor:
+        """Return what the batch counts: its rows, or what else a task takes the mean over."""
+        return len(batch["labels"])
+
     def score(self, outputs: Tensor, target: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
         """Return the scalar that an attribution explains, one for each row of `outputs`."""
         raise NotImplementedError
+
+    def test_files(self, rows: list[Any]) -> Files:
+        """Return what a test leaves beside its metrics, from the `rows` that its steps returned, in order."""
+        return {}
+
+    def predict_files(self, rows: list[Any]) -> Files:
+        """Return what a prediction leaves, from the typed results of its steps, in order."""
+        return {"predictions.jsonl": [as_json(row) for row in rows]}
 
     @property
     def monitor(self) -> tuple[str, Literal["min", "max"]]:
@@ -155,7 +173,7 @@ class TransformerModule(LightningModule):
             NonFiniteError: The loss is infinite or not a number; nothing was updated.
         """
         losses = self.row_losses(self.forward_batch(batch), batch)
-        loss = losses.mean()
+        loss = losses.sum() / self.loss_weight(batch)
         rows = _row_numbers(batch, len(losses))
         if not torch.isfinite(loss):
             self._stop("loss", [rows[i] for i in torch.nonzero(~torch.isfinite(losses)).flatten().tolist()])
@@ -340,6 +358,11 @@ class TransformerModule(LightningModule):
             mend="look at these rows, lower model.learning_rate, or use a wider precision; "
             "the checkpoints written before are good",
         )
+
+
+def as_json(result: Any) -> dict[str, Any]:
+    """Return a typed result as a JSON object, without fields that say nothing."""
+    return {name: value for name, value in asdict(result).items() if value is not None}
 
 
 def _positions(model: nn.Module) -> int | None:

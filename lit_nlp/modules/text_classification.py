@@ -7,16 +7,15 @@ from typing import Any, Literal, cast
 import torch
 from jaxtyping import Float, Int
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import Metric, MetricCollection
 from torchmetrics import classification as tc
 from torchmetrics import regression as tr
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, PreTrainedConfig
 
 from lit_nlp.errors import ConfigError
-from lit_nlp.modules.base import Batch, TransformerModule, require
+from lit_nlp.modules.base import Batch, Files, TransformerModule, as_json, require
 from lit_nlp.tokenization import Encoded, Text, encode
 
 # Keeps the slope of (1 - p)^gamma finite for gamma below 1.
@@ -47,6 +46,32 @@ class ClassificationPrediction:
     row: int | None = None
 
 
+@dataclass
+class Tested:
+    """What a test found of one row.
+
+    Attributes:
+        prediction: What the module says.
+        label: What the data says.
+        loss: The row's own, in nats; for a score squared.
+    """
+
+    prediction: ClassificationPrediction
+    label: str | list[str] | float
+    loss: float
+
+    @property
+    def row(self) -> int | None:
+        """The row's number in its split."""
+        return self.prediction.row
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what is told of a wrong prediction: a prediction's fields, with the true `label`."""
+        unit = "loss" if self.prediction.probability is None else "loss_nats"
+        told = {"label": self.label, "prediction": self.prediction.label, unit: self.loss}
+        return as_json(self.prediction) | told
+
+
 class TextClassificationModule(TransformerModule):
     """A pretrained encoder or decoder with a classification head, all of it trained.
 
@@ -71,7 +96,6 @@ class TextClassificationModule(TransformerModule):
         ConfigError: Labels are missing, or arguments don't go together.
     """
 
-    auto_class = AutoModelForSequenceClassification
     class_weights: Tensor | None
 
     def __init__(
@@ -108,6 +132,10 @@ class TextClassificationModule(TransformerModule):
         self.register_buffer("class_weights", weights, persistent=False)
         self.metrics = nn.ModuleDict({"val": self.new_metrics(), "test": self.new_metrics()})
         self.confusion: Int[Tensor, "labels predictions"] | None = None
+
+    def auto_class(self, config: PreTrainedConfig) -> Any:
+        """Return the class that pools a sequence and classifies it."""
+        return AutoModelForSequenceClassification
 
     def config_changes(self) -> dict[str, Any]:
         """Size the head and name its outputs."""
@@ -157,16 +185,19 @@ class TextClassificationModule(TransformerModule):
             return MetricCollection(_multi_label_metrics(len(self.labels)))
         return MetricCollection(_single_label_metrics(len(self.labels)))
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Measure a batch."""
-        return self._evaluate("val", batch)
+        self._evaluate("val", batch)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:
-        """Measure a batch; returns each row's number, logits, own loss and label, for who writes them.
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, list[Tested]]:
+        """Measure a batch; returns under `rows` what was found of each row, for who writes it.
 
         A row's own loss knows neither weights nor smoothing, and so nothing of the rows beside it.
         """
-        return self._evaluate("test", batch)
+        logits = self._evaluate("test", batch)
+        losses = self._losses(logits, batch, weights=None, smoothing=0.0, gamma=0.0)
+        labels = map(self.label_of, batch["labels"])
+        return {"rows": list(map(Tested, self._predictions_of(logits, batch), labels, losses.tolist()))}
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of the validation split."""
@@ -177,10 +208,14 @@ class TextClassificationModule(TransformerModule):
         self._log_metrics("test")
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[ClassificationPrediction]:
-        """Return the predictions of a batch, with the rows' numbers in place of their texts."""
-        logits = self.forward_batch(batch)
-        rows = torch.unique_consecutive(batch["row"]).tolist() if "row" in batch else [None] * len(logits)
-        return self.predictions(logits, [None] * len(logits), rows)
+        """Return the predictions of a batch, with its texts and row numbers where it holds them."""
+        return self._predictions_of(self.forward_batch(batch), batch)
+
+    def test_files(self, rows: list[Tested]) -> Files:
+        """Return the rows whose prediction isn't their label, the highest loss first."""
+        wrong = [row for row in rows if row.label != row.prediction.label]
+        wrong.sort(key=lambda row: -row.loss)
+        return {"wrong_predictions.jsonl": [row.as_json() for row in wrong]}
 
     # Predictions
 
@@ -257,14 +292,18 @@ class TextClassificationModule(TransformerModule):
         """Return the logit of each row's target class."""
         return outputs.gather(1, target.unsqueeze(1)).squeeze(1)
 
-    def _evaluate(self, split: str, batch: Batch) -> dict[str, Tensor]:
+    def _evaluate(self, split: str, batch: Batch) -> Float[Tensor, "rows classes"]:
         logits = self.forward_batch(batch)
         losses = self.row_losses(logits, batch)
         self.log(f"{split}/loss", losses.mean(), batch_size=len(losses), on_epoch=True, sync_dist=True)
         cast(MetricCollection, self.metrics[split]).update(self.probabilities(logits), self._metric_labels(batch))
-        rows = torch.unique_consecutive(batch["row"]) if "row" in batch else torch.arange(len(losses))
-        plain = self._losses(logits, batch, weights=None, smoothing=0.0, gamma=0.0)
-        return {"row": rows, "logits": logits, "losses": plain, "labels": batch["labels"]}
+        return logits
+
+    def _predictions_of(self, logits: Float[Tensor, "rows classes"], batch: Batch) -> list[ClassificationPrediction]:
+        texts = batch.get("text", [None] * len(logits))
+        pairs = batch.get("text_pair", [None] * len(logits))
+        rows = torch.unique_consecutive(batch["row"]).tolist() if "row" in batch else None
+        return self.predictions(logits, [(t, p) if p else t for t, p in zip(texts, pairs, strict=True)], rows)
 
     def _losses(
         self, logits: Float[Tensor, "rows classes"], batch: Batch, weights: Tensor | None, **shape: float

@@ -18,6 +18,7 @@ from lit_nlp.errors import ConfigError
 
 # Lengths as texts have them: many short, few long.
 LENGTHS = [min(512, 3 + int(random.Random(row).lognormvariate(3, 0.8))) for row in range(2_000)]
+SIDES = np.array(LENGTHS)[:, None]
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -54,7 +55,7 @@ def collate(rows: list[dict[str, Any]]) -> list[int]:
 
 
 def loader(size: int = 23, *, num_workers: int = 0, shuffle: bool = True, **options: Any) -> Batches:
-    sampler = BatchSampler(LENGTHS[:size], shuffle=shuffle, **{"batch_size": 4, **options})
+    sampler = BatchSampler(SIDES[:size], shuffle=shuffle, **{"batch_size": 4, **options})
     return Batches(Numbers(size), sampler, collate, num_workers)
 
 
@@ -66,36 +67,36 @@ def loader(size: int = 23, *, num_workers: int = 0, shuffle: bool = True, **opti
 @pytest.mark.parametrize("size", [1, 7, 8, 2_000])
 def test_every_row_comes_exactly_once(size: int, shuffled: bool, max_tokens: int | None) -> None:
     batches = plan_batches(
-        LENGTHS[:size], batch_size=8, max_tokens=max_tokens, generator=generator() if shuffled else None
+        SIDES[:size], batch_size=8, max_tokens=max_tokens, generator=generator() if shuffled else None
     )
     assert sorted(rows_of(batches)) == list(range(size))
     assert all(1 <= len(batch) <= 8 for batch in batches)
 
 
 def test_no_rows_make_no_batches() -> None:
-    assert plan_batches([], batch_size=8) == plan_batches([], batch_size=8, generator=generator()) == []
+    assert plan_batches(SIDES[:0], batch_size=8) == plan_batches(SIDES[:0], batch_size=8, generator=generator()) == []
 
 
 def test_batches_are_full_but_for_the_last_of_a_pool() -> None:
-    assert len(plan_batches(LENGTHS, batch_size=32, generator=generator())) == len(LENGTHS) // 32 + 1
+    assert len(plan_batches(SIDES, batch_size=32, generator=generator())) == len(LENGTHS) // 32 + 1
 
 
 def test_padding_is_a_tenth_of_what_random_batches_need() -> None:
     order = torch.randperm(len(LENGTHS), generator=generator()).tolist()
     at_random = [order[start : start + 32] for start in range(0, len(order), 32)]
-    assert padding(plan_batches(LENGTHS, batch_size=32, generator=generator())) < padding(at_random) / 10
+    assert padding(plan_batches(SIDES, batch_size=32, generator=generator())) < padding(at_random) / 10
 
 
 def test_long_and_short_batches_come_in_no_order() -> None:
     longest = [
-        max(LENGTHS[row] for row in batch) for batch in plan_batches(LENGTHS, batch_size=32, generator=generator())
+        max(LENGTHS[row] for row in batch) for batch in plan_batches(SIDES, batch_size=32, generator=generator())
     ]
     rises = sum(first < second for first, second in pairwise(longest))
     assert 0.3 < rises / len(longest) < 0.7
 
 
 def test_evaluation_begins_with_the_longest_rows_and_wastes_the_least_padding() -> None:
-    batches = plan_batches(LENGTHS, batch_size=32)
+    batches = plan_batches(SIDES, batch_size=32)
     assert [LENGTHS[row] for row in rows_of(batches)] == sorted(LENGTHS, reverse=True)
 
 
@@ -105,23 +106,23 @@ def test_evaluation_begins_with_the_longest_rows_and_wastes_the_least_padding() 
 @pytest.mark.parametrize("shuffled", [True, False])
 @pytest.mark.parametrize("budget", [64, 500, 4_096])
 def test_a_budget_of_tokens_is_kept_with_padding_but_for_single_rows_beyond_it(budget: int, shuffled: bool) -> None:
-    batches = plan_batches(LENGTHS, batch_size=10_000, max_tokens=budget, generator=generator() if shuffled else None)
+    batches = plan_batches(SIDES, batch_size=10_000, max_tokens=budget, generator=generator() if shuffled else None)
     over = [batch for batch in batches if padded_tokens(batch) > budget]
     assert all(len(batch) == 1 for batch in over)
     assert len(over) == sum(length > budget for length in LENGTHS)
 
 
 def test_a_budget_of_tokens_is_used_up() -> None:
-    batches = plan_batches(LENGTHS, batch_size=10_000, max_tokens=4_096, generator=generator())
+    batches = plan_batches(SIDES, batch_size=10_000, max_tokens=4_096, generator=generator())
     assert sum(map(padded_tokens, batches)) > 0.9 * 4_096 * len(batches)
 
 
 def test_with_a_budget_the_rows_of_a_batch_are_bounded_too() -> None:
-    assert plan_batches([1, 1, 1, 1], batch_size=3, max_tokens=100) == [[0, 1, 2], [3]]
+    assert plan_batches(np.ones((4, 1), dtype=int), batch_size=3, max_tokens=100) == [[0, 1, 2], [3]]
 
 
 def test_with_a_budget_every_epoch_has_as_many_steps() -> None:
-    sampler = BatchSampler(LENGTHS, batch_size=8, max_tokens=200, shuffle=True)
+    sampler = BatchSampler(SIDES, batch_size=8, max_tokens=200, shuffle=True)
     epochs = []
     for epoch in range(5):
         sampler.set_epoch(epoch)
@@ -136,7 +137,7 @@ def test_with_a_budget_every_epoch_has_as_many_steps() -> None:
 @pytest.mark.parametrize("max_tokens", [None, 300])
 def test_seed_and_epoch_decide_the_batches(max_tokens: int | None) -> None:
     def batches(seed: int, epoch: int) -> list[list[int]]:
-        sampler = BatchSampler(LENGTHS, batch_size=8, max_tokens=max_tokens, shuffle=True, seed=seed)
+        sampler = BatchSampler(SIDES, batch_size=8, max_tokens=max_tokens, shuffle=True, seed=seed)
         sampler.set_epoch(epoch)
         return sampler.batches()
 
@@ -146,7 +147,7 @@ def test_seed_and_epoch_decide_the_batches(max_tokens: int | None) -> None:
 
 
 def test_an_epoch_can_be_chosen_again() -> None:
-    sampler = BatchSampler(LENGTHS, batch_size=8, shuffle=True)
+    sampler = BatchSampler(SIDES, batch_size=8, shuffle=True)
     first = sampler.batches()
     sampler.set_epoch(1)
     assert sampler.batches() != first
@@ -155,7 +156,7 @@ def test_an_epoch_can_be_chosen_again() -> None:
 
 
 def test_evaluation_is_the_same_in_every_epoch() -> None:
-    sampler = BatchSampler(LENGTHS, batch_size=8)
+    sampler = BatchSampler(SIDES, batch_size=8)
     first = sampler.batches()
     sampler.set_epoch(1)
     assert sampler.batches() == first
@@ -169,7 +170,7 @@ def test_evaluation_is_the_same_in_every_epoch() -> None:
 @pytest.mark.parametrize("max_tokens", [None, 300])
 def test_in_evaluation_the_shares_are_disjoint_and_complete(size: int, processes: int, max_tokens: int | None) -> None:
     shares = [
-        BatchSampler(LENGTHS[:size], batch_size=4, max_tokens=max_tokens, rank=rank, world_size=processes).batches()
+        BatchSampler(SIDES[:size], batch_size=4, max_tokens=max_tokens, rank=rank, world_size=processes).batches()
         for rank in range(processes)
     ]
     assert sorted(row for batches in shares for row in rows_of(batches)) == list(range(size))
@@ -186,7 +187,7 @@ def test_in_evaluation_single_rows_that_do_not_divide_are_still_given_once() -> 
 @pytest.mark.parametrize("size", [1, 5, 9, 23, 400])
 def test_in_training_the_shares_are_of_one_size_and_leave_nothing_out(size: int, processes: int) -> None:
     shares = [
-        BatchSampler(LENGTHS[:size], batch_size=4, shuffle=True, rank=rank, world_size=processes).batches()
+        BatchSampler(SIDES[:size], batch_size=4, shuffle=True, rank=rank, world_size=processes).batches()
         for rank in range(processes)
     ]
     assert len({len(batches) for batches in shares}) == 1
@@ -307,3 +308,12 @@ def test_a_trainer_shuffles_anew_each_epoch_and_resumes_at_the_next_batch(tmp_pa
     for step in (1, 5, 6, 7, 17):
         resumed = fit(loader(), tmp_path / f"from_{step}", ckpt_path=str(tmp_path / f"step={step}.ckpt"))
         assert resumed == unbroken[step:]
+
+
+def test_a_budget_counts_the_padding_of_each_side() -> None:
+    sides = np.array([[9, 1], [1, 9], [5, 5], [2, 2], [2, 2]])
+    for seed in range(5):
+        batches = plan_batches(sides, batch_size=10, max_tokens=30, generator=generator(seed))
+        assert sorted(rows_of(batches)) == list(range(5))
+        for batch in batches:
+            assert len(batch) * sides[batch].max(0).sum() <= 30

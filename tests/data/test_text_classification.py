@@ -50,7 +50,11 @@ def only_batch(module: TextClassificationDataModule, split: str = "test") -> dic
     assert batch["row"].unique_consecutive().numel() == len(batch["row"].unique())
     rows = batch["row"].unique_consecutive().argsort()
     order = batch["row"].argsort(stable=True)
-    return {name: tensor[rows if name == "labels" else order] for name, tensor in batch.items()}
+    return {
+        name: tensor[rows if name == "labels" else order]
+        for name, tensor in batch.items()
+        if isinstance(tensor, torch.Tensor)
+    }
 
 
 def trimmed(batch: dict[str, Tensor], name: str = "input_ids") -> list[list[int]]:

@@ -205,7 +205,7 @@ class RowLosses(Callback):
         self.kept: list[float] = []
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
-        self.kept += outputs["losses"].tolist()
+        self.kept += [row.loss for row in outputs["rows"]]
 
 
 def measured(
