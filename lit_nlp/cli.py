@@ -300,6 +300,8 @@ class LitNLPCLI(LightningCLI):
     def _new(self, config: Namespace) -> LightningModule:
         """Build a model from its backbone, with the facts of the data."""
         arguments = config.model.init_args
+        # The data module has trained a tokenizer for a backbone from scratch.
+        arguments.backbone = getattr(self.datamodule, "backbone", arguments.backbone)
         for name, fact in getattr(self.datamodule, "facts", {}).items():
             if name not in arguments:
                 continue

@@ -14,6 +14,11 @@ from lit_nlp.errors import UserError
 _LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
 
 
+def cache_folder() -> Path:
+    """Return where tokenised tables and tokenizers are kept: `$LIT_NLP_CACHE`, else `~/.cache/lit_nlp`."""
+    return Path(os.environ.get("LIT_NLP_CACHE") or Path.home() / ".cache" / "lit_nlp")
+
+
 def write_text(path: Path, text: str, *, keep_earlier: bool = True) -> None:
     """Write a file in one move.
 

@@ -1,18 +1,21 @@
 """Where a backbone string points, and the tokenizer that lies there.
 
 A backbone is one string: a hub id, a folder, ``package:name/folder``, a GGUF file (a path or inside
-a package), or a checkpoint of ours.
+a package), a checkpoint of ours, or ``scratch:`` with a configuration.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
-from lit_nlp import packages
-from lit_nlp.checkpoints import SECTION, SUFFIX, read_checkpoint, unpack_tokenizer
+from lit_nlp import packages, scratch
+from lit_nlp.checkpoints import SECTION, SUFFIX, read_checkpoint, unpack_config, unpack_tokenizer
 from lit_nlp.errors import BackboneError
+
+LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,11 @@ class Location:
         return self.path.endswith(SUFFIX)
 
     @property
+    def is_scratch(self) -> bool:
+        """Whether the weights are random."""
+        return self.backbone.startswith(scratch.PREFIX)
+
+    @property
     def arguments(self) -> dict[str, str]:
         """The keyword arguments that every `from_pretrained` needs for it."""
         named = {"pretrained_model_name_or_path": self.path}
@@ -47,6 +55,8 @@ def locate_backbone(backbone: str) -> Location:
     Raises:
         BackboneError: It names a package, folder or file that isn't there.
     """
+    if backbone.startswith(scratch.PREFIX):
+        return Location(backbone, backbone.removeprefix(scratch.PREFIX))
     path = str(Path(backbone).expanduser()) if backbone.startswith("~") else backbone
     if backbone.startswith(packages.PREFIX):
         path = str(packages.locate(backbone, BackboneError))
@@ -73,6 +83,27 @@ def unloadable(backbone: str, error: Exception) -> BackboneError:
     )
 
 
+def load_config(backbone: str, **changes: Any) -> PreTrainedConfig:
+    """Return the backbone's configuration, with `changes` to it.
+
+    Raises:
+        BackboneError: It can't be found or read.
+    """
+    location = locate_backbone(backbone)
+    if location.is_scratch:
+        config = scratch.read_config(backbone)
+        config.update(changes)
+        return config
+    if location.is_checkpoint:
+        config = unpack_config(read_checkpoint(location.path)[SECTION])
+        config.update(changes)
+        return config
+    try:
+        return cast(PreTrainedConfig, AutoConfig.from_pretrained(**location.arguments, **changes))
+    except LOADING_ERRORS as error:
+        raise unloadable(backbone, error) from error
+
+
 def load_tokenizer(backbone: str) -> PreTrainedTokenizerBase:
     """Return the backbone's tokenizer, padding and truncating on the right.
 
@@ -83,6 +114,12 @@ def load_tokenizer(backbone: str) -> PreTrainedTokenizerBase:
         BackboneError: The tokenizer can't be loaded, knows no words, or has neither token.
     """
     location = locate_backbone(backbone)
+    if location.is_scratch and not scratch.has_tokenizer(backbone):
+        raise BackboneError(
+            "it has no tokenizer yet",
+            where=f"backbone {backbone}",
+            mend="give it to a data module first, and that one's `backbone` to the module",
+        )
     if location.is_checkpoint:
         tokenizer = unpack_tokenizer(read_checkpoint(location.path)[SECTION])
     else:
@@ -96,12 +133,6 @@ def load_tokenizer(backbone: str) -> PreTrainedTokenizerBase:
             "its tokenizer knows no words",
             where=f"backbone {backbone}",
             mend="put the tokenizer's files, such as tokenizer.json, beside the weights",
-        )
-    if not tokenizer.is_fast:
-        raise BackboneError(
-            "its tokenizer has no fast version, which tells where in the text each token stands",
-            where=f"backbone {backbone}",
-            mend="use a backbone with a tokenizer.json",
         )
     tokenizer.padding_side = tokenizer.truncation_side = "right"
     if tokenizer.pad_token is None:

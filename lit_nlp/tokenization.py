@@ -1,5 +1,7 @@
 """From texts to token sequences, and from sequences to a padded batch of tensors."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +12,7 @@ from tokenizers import Encoding
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lit_nlp.errors import ConfigError
+from lit_nlp.errors import BackboneError, ConfigError
 
 Text = str | tuple[str, str]
 Tokens = dict[str, list[int]]
@@ -64,6 +66,16 @@ def resolve_max_length(tokenizer: PreTrainedTokenizerBase, max_length: int | Non
     return max_length
 
 
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return what changes when the tokenizer would read texts otherwise."""
+    if tokenizer.is_fast:
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
+        return str(tokenizer.backend_tokenizer.to_str())
+    vocabulary = json.dumps([type(tokenizer).__name__, tokenizer.init_kwargs, tokenizer.get_vocab()], default=str)
+    return hashlib.sha256(vocabulary.encode()).hexdigest()
+
+
 def encode(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], *, max_length: int, doc_stride: int | None = None
 ) -> Encoded:
@@ -77,6 +89,7 @@ def encode(
             pair, the first text is split and the second repeated in each window.
 
     Raises:
+        BackboneError: The tokenizer doesn't tell where in the text its tokens stand.
         ConfigError: It is one text and no list, single texts and pairs are mixed, or `max_length` leaves no
             room for the first text of a pair beside the second, or for new tokens beside the overlap.
     """
@@ -84,6 +97,12 @@ def encode(
         raise ConfigError("expected a list of texts, got one text", where="texts", mend="write [text]")
     if len({isinstance(text, str) for text in texts}) > 1:
         raise ConfigError("single texts and pairs are mixed", mend="give all texts alone, or all as pairs")
+    if not tokenizer.is_fast:
+        raise BackboneError(
+            "its tokenizer has no fast version, which tells where in the text each token stands",
+            where=f"backbone {tokenizer.name_or_path}",
+            mend="use a backbone with a tokenizer.json",
+        )
     firsts = [text if isinstance(text, str) else text[0] for text in texts]
     seconds = None if all(isinstance(text, str) for text in texts) else [text[1] for text in texts]
     if not firsts:

@@ -20,7 +20,7 @@ FLOORS = [
     {"modules"},
     {"metrics"},
     {"data"},
-    {"tokenization", "pretrained", "checkpoints", "packages", "files", "errors"},
+    {"tokenization", "pretrained", "checkpoints", "packages", "files", "errors", "architecture", "scratch"},
 ]
 # DESIGN.md: data and modules know nothing of each other but the batch.
 STRANGERS = [("modules", "data"), ("metrics", "data")]

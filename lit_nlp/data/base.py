@@ -21,12 +21,14 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from lit_nlp import scratch
 from lit_nlp.data import sources
 from lit_nlp.data.batching import Batches, BatchSampler, Lengths
 from lit_nlp.data.sources import Columns, Row
 from lit_nlp.errors import ConfigError
+from lit_nlp.files import cache_folder
 from lit_nlp.pretrained import load_tokenizer
-from lit_nlp.tokenization import resolve_max_length
+from lit_nlp.tokenization import resolve_max_length, tokenizer_fingerprint
 
 Split = Literal["train", "val", "test", "predict"]
 Source = str | list[str]
@@ -94,7 +96,7 @@ class TextDataModule(LightningDataModule):
         _require(0 < val_fraction < 1, f"val_fraction must lie between 0 and 1, got {val_fraction}")
         _require(limit is None or limit >= 1, f"limit must be at least 1, got {limit}")
         _require(max_length is None or max_length >= 1, f"max_length must be at least 1, got {max_length}")
-        self.backbone = backbone
+        self._backbone = backbone
         self.sources: dict[Split, Source | None] = {"train": train, "val": val, "test": test, "predict": predict}
         self.columns, self.column_names = columns or {}, column_names
         self._max_length, self.batch_size, self.max_tokens = max_length, batch_size, max_tokens
@@ -142,6 +144,16 @@ class TextDataModule(LightningDataModule):
         return {"max_length": self.max_length}
 
     # What every task shares
+
+    @cached_property
+    def backbone(self) -> str:
+        """The backbone as given; for `scratch:` without a tokenizer, one that was trained on the training texts."""
+        given = self._backbone
+        if not given.startswith(scratch.PREFIX) or scratch.has_tokenizer(given):
+            return given
+        columns = self.columns_of("train")
+        texts = (row.values[name] for row in self.read("train") for name in columns.text)
+        return scratch.with_tokenizer(given, texts, [sources.fingerprint(self.sources["train"] or ""), repr(columns)])
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -248,14 +260,12 @@ class TextDataModule(LightningDataModule):
         source = self.sources[split]
         if source is None:
             self.read(split)
-        self.tokenizer.backend_tokenizer.no_truncation()
-        self.tokenizer.backend_tokenizer.no_padding()
         identity = [
             _CACHE_FORMAT,
             f"{type(self).__module__}.{type(self).__qualname__}",
             sources.fingerprint(source) if source else None,
             repr(self.columns_of(split)),
-            self.tokenizer.backend_tokenizer.to_str(),
+            tokenizer_fingerprint(self.tokenizer),
             self.options(split),
             self.limit and [self.limit, self.seed],
         ]
@@ -293,11 +303,6 @@ class _NumberedRows(Dataset[dict[str, Any]]):
     def __getitems__(self, rows: list[int]) -> list[dict[str, Any]]:
         columns = self.table[rows]
         return [{"row": row} | {name: columns[name][i] for name in columns} for i, row in enumerate(rows)]
-
-
-def cache_folder() -> Path:
-    """Return where tokenised tables are kept: `$LIT_NLP_CACHE`, else `~/.cache/lit_nlp`."""
-    return Path(os.environ.get("LIT_NLP_CACHE") or Path.home() / ".cache" / "lit_nlp")
 
 
 def sample(items: Iterable[T], size: int, seed: int) -> list[T]:

@@ -1,35 +1,27 @@
-"""From a backbone string to configuration and weights."""
+"""From a backbone string to a model with its weights."""
 
+import copy
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    EncoderDecoderConfig,
+    EncoderDecoderModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
-from lit_nlp.checkpoints import SECTION, read_checkpoint, unpack_config
+from lit_nlp.checkpoints import read_checkpoint
 from lit_nlp.errors import BackboneError
-from lit_nlp.pretrained import Location, locate_backbone, unloadable
-
-_LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
-
-
-def load_config(backbone: str, **changes: Any) -> PreTrainedConfig:
-    """Return the backbone's configuration, with `changes` to it.
-
-    Raises:
-        BackboneError: It can't be found or read.
-    """
-    location = locate_backbone(backbone)
-    if location.is_checkpoint:
-        config = unpack_config(read_checkpoint(location.path)[SECTION])
-        config.update(changes)
-        return config
-    try:
-        return cast(PreTrainedConfig, AutoConfig.from_pretrained(**location.arguments, **changes))
-    except _LOADING_ERRORS as error:
-        raise unloadable(backbone, error) from error
+from lit_nlp.pretrained import LOADING_ERRORS, Location, locate_backbone, unloadable
 
 
 def load_model(
@@ -37,7 +29,9 @@ def load_model(
 ) -> PreTrainedModel:
     """Return the backbone in float32 under the head that `auto_class` gives it, in training mode.
 
-    The head is new where the backbone has none of its own in the right shape.
+    The head is new where the backbone has none of its own in the right shape. For
+    `AutoModelForSeq2SeqLM` an encoder becomes both halves of an encoder-decoder, whose cross-attention
+    is new (Rothe et al. 2020, "Leveraging Pre-trained Checkpoints for Sequence Generation Tasks").
 
     Args:
         auto_class: One of transformers' auto classes, such as `AutoModelForSequenceClassification`.
@@ -48,8 +42,13 @@ def load_model(
     """
     location = locate_backbone(backbone)
     chosen = {"attn_implementation": attn_implementation} if attn_implementation else {}
+    doubled = auto_class is AutoModelForSeq2SeqLM and not config.is_encoder_decoder
     try:
-        if location.is_checkpoint:
+        if doubled and not location.is_scratch:
+            model = _warm_started(location, config, chosen)
+        elif location.is_scratch:
+            model = auto_class.from_config(_both_halves(config) if doubled else config, dtype=torch.float32, **chosen)
+        elif location.is_checkpoint:
             model = auto_class.from_config(config, dtype=torch.float32, **chosen)
             _load_fitting(model, read_checkpoint(location.path)["state_dict"])
         else:
@@ -60,8 +59,10 @@ def load_model(
             where=f"backbone {backbone}",
             mend="use one with model.safetensors",
         ) from error
-    except _LOADING_ERRORS as error:
+    except LOADING_ERRORS as error:
         raise unloadable(backbone, error) from error
+    if isinstance(model, EncoderDecoderModel) and getattr(model.encoder, "pooler", None) is not None:
+        model.encoder.pooler = None  # no decoder reads it, and a parameter without a gradient stops DDP
     # from_pretrained returns a model in eval mode, and Lightning keeps the mode that it finds: without
     # this, fine-tuning would run without dropout.
     return cast(PreTrainedModel, model.train())
@@ -83,9 +84,7 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
 
 
 def _from_pretrained(location: Location, auto_class: Any, config: PreTrainedConfig, chosen: dict[str, Any]) -> Any:
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
+    with _quiet():
         model, info = auto_class.from_pretrained(
             **location.arguments,
             **chosen,
@@ -94,8 +93,6 @@ def _from_pretrained(location: Location, auto_class: Any, config: PreTrainedConf
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-    finally:
-        transformers_logging.set_verbosity(verbosity)
     embeddings = {name for name, module in model.named_modules() if module is model.get_input_embeddings()}
     layers = {name for name, module in model.named_modules() if isinstance(module, torch.nn.ModuleList)}
     # A pooler may be new, as the head is; embeddings and layers with random weights would only look pretrained.
@@ -108,6 +105,35 @@ def _from_pretrained(location: Location, auto_class: Any, config: PreTrainedConf
             mend="check that config.json and the weights belong together",
         )
     return model
+
+
+def _warm_started(location: Location, config: PreTrainedConfig, chosen: dict[str, Any]) -> EncoderDecoderModel:
+    both = _both_halves(config)
+    encoder = _from_pretrained(location, AutoModel, cast(PreTrainedConfig, both.encoder), chosen)
+    with _quiet():
+        decoder = AutoModelForCausalLM.from_pretrained(
+            **location.arguments, **chosen, config=both.decoder, dtype=torch.float32
+        )
+    return EncoderDecoderModel(encoder=encoder, decoder=decoder, config=both)
+
+
+def _both_halves(config: PreTrainedConfig) -> EncoderDecoderConfig:
+    decoder = copy.deepcopy(config)
+    decoder.is_decoder = decoder.add_cross_attention = True
+    both = EncoderDecoderConfig(encoder=config.to_dict(), decoder=decoder.to_dict())
+    both.pad_token_id, both.vocab_size = config.pad_token_id, config.vocab_size
+    return both
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out transformers' report of new weights: that the head is new is meant."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
 
 
 def _inside(name: str, modules: set[str]) -> bool:

@@ -18,11 +18,11 @@ from transformers import PreTrainedConfig, get_scheduler
 
 from lit_nlp.checkpoints import SECTION, check_primitives, pack_backbone, read_checkpoint
 from lit_nlp.errors import CheckpointError, ConfigError, NonFiniteError
-from lit_nlp.modules.backbones import check_vocabulary, load_config, load_model
+from lit_nlp.modules.backbones import check_vocabulary, load_model
 from lit_nlp.modules.optimization import freeze as freeze_parameters
 from lit_nlp.modules.optimization import parameter_groups, parameter_places, warmup_steps
 from lit_nlp.modules.rng import rng_state, set_rng_state
-from lit_nlp.pretrained import load_tokenizer
+from lit_nlp.pretrained import load_config, load_tokenizer
 from lit_nlp.tokenization import Encoded, Text, Tokens, encode, pad, resolve_max_length
 
 # What transformers' forward takes, `labels`, `row`, and texts that ride along.

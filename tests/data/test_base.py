@@ -14,9 +14,10 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_nlp.data import base, text_classification
-from lit_nlp.data.base import cache_folder, sample
+from lit_nlp.data.base import sample
 from lit_nlp.data.text_classification import TextClassificationDataModule
 from lit_nlp.errors import ConfigError, DataError
+from lit_nlp.files import cache_folder
 from tests.backbones import CORPUS
 
 Make = Callable[..., TextClassificationDataModule]

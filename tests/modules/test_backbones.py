@@ -16,8 +16,8 @@ from transformers import AutoModel, AutoModelForSequenceClassification, BertMode
 
 from lit_nlp import SentimentModule, TextClassificationModule
 from lit_nlp.errors import BackboneError, CheckpointError
-from lit_nlp.modules.backbones import load_config, load_model
-from lit_nlp.pretrained import load_tokenizer
+from lit_nlp.modules.backbones import load_model
+from lit_nlp.pretrained import load_config, load_tokenizer
 from tests.backbones import CORPUS
 from tests.contract import save, weights
 
