@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +13,7 @@ from tokenizers import Encoding
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lit_nlp.errors import BackboneError, ConfigError
+from lit_nlp.errors import BackboneError, ConfigError, DataError
 
 Text = str | tuple[str, str]
 Tokens = dict[str, list[int]]
@@ -20,6 +21,7 @@ Tokens = dict[str, list[int]]
 # A limit that says "none was set": transformers writes 1e30 into such a tokenizer.
 _UNLIMITED = 1_000_000
 _DEFAULT_MAX_LENGTH = 512
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -97,12 +99,7 @@ def encode(
         raise ConfigError("expected a list of texts, got one text", where="texts", mend="write [text]")
     if len({isinstance(text, str) for text in texts}) > 1:
         raise ConfigError("single texts and pairs are mixed", mend="give all texts alone, or all as pairs")
-    if not tokenizer.is_fast:
-        raise BackboneError(
-            "its tokenizer has no fast version, which tells where in the text each token stands",
-            where=f"backbone {tokenizer.name_or_path}",
-            mend="use a backbone with a tokenizer.json",
-        )
+    _check_fast(tokenizer)
     firsts = [text if isinstance(text, str) else text[0] for text in texts]
     seconds = None if all(isinstance(text, str) for text in texts) else [text[1] for text in texts]
     if not firsts:
@@ -129,6 +126,100 @@ def encode(
         truncated=[not windowed and row in split for row in range(len(texts))],
         encodings=[encoding.encodings[i] for i in keep],
     )
+
+
+def encode_windows(
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[tuple[str, str]],
+    places: Sequence[str],
+    *,
+    max_length: int,
+    doc_stride: int,
+) -> Encoded:
+    """Tokenise questions and contexts, each context in as many windows of `max_length` tokens as it takes.
+
+    Every window begins with the whole question. Windows overlap by `doc_stride` tokens, or by half of what a
+    question leaves to its context, if that is less.
+
+    Args:
+        tokenizer: A fast tokenizer.
+        pairs: Questions, each with its context.
+        places: Where each pair stands, for messages.
+        max_length: Tokens of a window, special tokens included.
+        doc_stride: The tokens of a context by which its windows overlap.
+
+    Raises:
+        BackboneError: The tokenizer doesn't tell where in the text its tokens stand.
+        DataError: A question leaves no room for its context, or a text is blank or isn't whole Unicode.
+    """
+    _check_fast(tokenizer)
+    for pair, place in zip(pairs, places, strict=True):
+        if _HALF_CHARACTER.search("".join(pair)):
+            raise DataError("a lone surrogate, half of a character", where=place, mend="write the whole character")
+        if not all(map(str.strip, pair)):
+            raise DataError("the question or its context is blank", where=place, mend="fill it in, or leave it out")
+    special = tokenizer.num_special_tokens_to_add(pair=True)
+    by_stride: dict[int, list[int]] = {}
+    for i, tokens in enumerate(_counts(tokenizer, [question for question, _ in pairs]) if pairs else []):
+        room = max_length - special - tokens
+        if room < 1:
+            problem = (
+                f"the question's {tokens} tokens and {special} special tokens"
+                f" leave no room for the context in max_length={max_length}"
+            )
+            raise DataError(problem, where=places[i], mend="raise max_length, or shorten the question")
+        by_stride.setdefault(min(doc_stride, room // 2), []).append(i)
+    found: list[tuple[int, Tokens, Encoding]] = []
+    for stride, numbers in by_stride.items():
+        encoding = tokenizer(
+            [pairs[i][0] for i in numbers],
+            [pairs[i][1] for i in numbers],
+            truncation="only_second",
+            max_length=max_length,
+            stride=stride,
+            return_overflowing_tokens=True,
+            return_attention_mask=False,
+        )
+        names = [name for name in ("input_ids", "token_type_ids") if name in encoding]
+        for window, number in enumerate(encoding["overflow_to_sample_mapping"]):
+            tokens_of = {name: encoding[name][window] for name in names}
+            found.append((numbers[number], tokens_of, encoding.encodings[window]))
+    found.sort(key=lambda window: window[0])
+    return Encoded(
+        sequences=[tokens for _, tokens, _ in found],
+        row=[row for row, _, _ in found],
+        truncated=[False] * len(pairs),
+        encodings=[encoding for _, _, encoding in found],
+    )
+
+
+def context_offsets(encoded: Encoded) -> list[list[tuple[int, int]]]:
+    """Return for each sequence and token its characters in the second text of the pair; (-1, -1) elsewhere."""
+    return [
+        [span if part == 1 else (-1, -1) for span, part in zip(spans, parts, strict=True)]
+        for spans, parts in zip(encoded.offsets, encoded.part, strict=True)
+    ]
+
+
+def no_answer_positions(tokenizer: PreTrainedTokenizerBase, encoded: Encoded) -> list[int]:
+    """Return for each sequence the token that stands for "no answer here".
+
+    It is the tokenizer's own classification token; where it adds none, as decoders' don't, the first token.
+    """
+    return [
+        next((i for i, (token, at) in enumerate(zip(ids, part, strict=True)) if token == cls and at < 0), 0)
+        for cls in [tokenizer.cls_token_id]
+        for ids, part in zip((tokens["input_ids"] for tokens in encoded.sequences), encoded.part, strict=True)
+    ]
+
+
+def _check_fast(tokenizer: PreTrainedTokenizerBase) -> None:
+    if not tokenizer.is_fast:
+        raise BackboneError(
+            "its tokenizer has no fast version, which tells where in the text each token stands",
+            where=f"backbone {tokenizer.name_or_path}",
+            mend="use a backbone with a tokenizer.json",
+        )
 
 
 def _check_room(

@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from glob import glob, has_magic
-from itertools import chain
+from itertools import chain, zip_longest
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeAlias, cast
 
 from lit_nlp.errors import DataError, did_you_mean
@@ -38,6 +38,7 @@ _HUB_NAME = re.compile(
 # A quote that is never closed swallows the rest of its file: no honest field is longer than this.
 _MAX_FIELD_CHARS = 2**24
 _BATCH_ROWS = 1000
+_SQUAD_COLUMNS = {"id", "question", "context", "answers", "title"}
 _JSON_BLANK = re.compile(r"[ \t\r\n]*")
 _NOT_TEXT = {
     b"\x1f\x8b": "it is compressed with gzip: add .gz to its name",
@@ -47,7 +48,8 @@ _NOT_TEXT = {
 }
 
 Cells: TypeAlias = tuple[int, list[str]]
-Record: TypeAlias = tuple[int, dict[str, Any]]
+# Its number in the file, or its place in words.
+Record: TypeAlias = tuple[int | str, dict[str, Any]]
 
 
 class Row(NamedTuple):
@@ -76,16 +78,22 @@ class Columns:
         text: Canonical columns that must hold text.
         optional_text: Further ones, read where the file has them; what `mapping` names must be there.
         value: Canonical column that may hold a string, number, bool, list or object. None: not read.
+        key: Canonical column with the rows' names, strings or whole numbers; read where the file has it.
         mapping: Canonical column -> the file's column, or a list of columns: texts are joined with a blank, the value
             becomes a dict of them. A column that isn't named here keeps its own name.
         names: The columns of a CSV or TSV that has no header.
+        blank: Whether texts may be empty.
+
+    A name with a dot, where no column is called so, leads into an object: `translation.de`.
     """
 
     text: tuple[str, ...]
     optional_text: tuple[str, ...] = ()
     value: str | None = None
+    key: str | None = None
     mapping: Mapping[str, str | list[str]] = field(default_factory=dict)
     names: list[str] | None = None
+    blank: bool = False
 
 
 def read(source: str | list[str], columns: Columns, *, allow_empty: bool = False) -> Iterator[Row]:
@@ -100,7 +108,7 @@ def read(source: str | list[str], columns: Columns, *, allow_empty: bool = False
     for file, (records, unit) in [(file, _reader(file)) for file in files(source)]:
         empty = True
         for number, record in records(file, columns):
-            where = f"{file.name}, {unit} {number}"
+            where = f"{file.name}, {number if isinstance(number, str) else f'{unit} {number}'}"
             row = Row(_values(record, wanted, where), where)
             first, empty = first or row, False
             if row.values.keys() != first.values.keys():
@@ -110,6 +118,17 @@ def read(source: str | list[str], columns: Columns, *, allow_empty: bool = False
             yield row
         if empty and not allow_empty:
             raise DataError("no rows", where=file.name, mend="name a file that holds data")
+
+
+def first_record(source: str | list[str]) -> dict[str, Any]:
+    """Return the first record of a source under the file's own names; empty where there is none.
+
+    Raises:
+        DataError: The file can't be found or read.
+    """
+    file = files(source)[0]
+    records, _ = _reader(file)
+    return next((record for _, record in records(file, Columns(text=()))), {})
 
 
 def fingerprint(source: str | list[str]) -> list[str | int]:
@@ -123,9 +142,10 @@ def fingerprint(source: str | list[str]) -> list[str | int]:
         if file.name.startswith(HUB):
             parts += [file.name, str(_load_hub(file)._fingerprint)]
         else:
-            with _system_faults(file):
-                stat = os.stat(file.path)
-            parts += [os.path.abspath(file.path), stat.st_size, stat.st_mtime_ns]
+            for path in _aligned(file.path):
+                with _system_faults(file):
+                    stat = os.stat(path)
+                parts += [os.path.abspath(path), stat.st_size, stat.st_mtime_ns]
     return parts
 
 
@@ -175,7 +195,7 @@ def _files(source: str) -> list[File]:
     if os.path.isdir(path):
         mend = f"name its files, e.g. {source.rstrip('/')}/*.csv"
         raise DataError("a folder, not a file", where=source, mend=mend)
-    if not has_magic(path) or os.path.exists(path):
+    if not has_magic(path) or os.path.exists(path) or len(_aligned(path)) == 2:
         return [File(source, path)]
     matches = sorted(match for match in glob(path, recursive=True) if os.path.isfile(match))
     if not matches:
@@ -197,6 +217,8 @@ def _reader(file: File) -> tuple[Callable[[File, Columns], Iterator[Record]], st
     ending, zipped = _ending(file)
     if file.name.startswith(HUB):
         return _hub, "row"
+    if len(_aligned(file.path)) == 2:
+        return _parallel, "line"
     if ending in arrow and not zipped:
         return arrow[ending], "row"
     if ending in text:
@@ -244,6 +266,25 @@ def _tsv(file: File, columns: Columns) -> Iterator[Record]:
 def _txt(file: File, columns: Columns) -> Iterator[Record]:
     _check_columns(columns, ["text"], file.name)
     return ((number, {"text": line.rstrip("\r\n")}) for number, line in enumerate(lines(file), 1) if line.strip())
+
+
+def _aligned(path: str) -> list[str]:
+    """Return the two paths that ``train.{en,de}`` stands for, where it has this form; else the path alone."""
+    pair = re.fullmatch(r"(.*)\{([^{},]+),([^{},]+)\}(.*)", path)
+    return [f"{pair[1]}{side}{pair[4]}" for side in (pair[2], pair[3])] if pair else [path]
+
+
+def _parallel(file: File, columns: Columns) -> Iterator[Record]:
+    """Yield the lines of two files that belong together, under `source` and `target`."""
+    names = _aligned(file.name)
+    both = [lines(File(name, path)) for name, path in zip(names, _aligned(file.path), strict=True)]
+    _check_columns(columns, ["source", "target"], file.name)
+    for number, (source, target) in enumerate(zip_longest(*both), 1):
+        if source is None or target is None:
+            short, long = names if source is None else reversed(names)
+            problem = f"it ends after {number - 1} lines, and {long} has more"
+            raise DataError(problem, where=short, mend="give two files whose lines belong together")
+        yield number, {"source": source.rstrip("\r\n"), "target": target.rstrip("\r\n")}
 
 
 def _table(file: File, cells: Iterable[Cells], delimiter: str, columns: Columns) -> Iterator[Record]:
@@ -375,7 +416,8 @@ def _json(file: File, columns: Columns) -> Iterator[Record]:
     if at == len(text):
         return
     if text[at] != "[":
-        raise _not_a_list(file, _decode(file, text, at, 1)[0])
+        yield from _squad(file, _decode(file, text, at, 1, whole=False)[0], columns)
+        return
     if text.startswith("]", _after_blank(text, at + 1)):
         return
     number, counted = 1, 0
@@ -395,17 +437,24 @@ def _after_blank(text: str, at: int) -> int:
     return _JSON_BLANK.match(text, at).end()  # type: ignore[union-attr]  # it matches nothing, too
 
 
-def _decode(file: File, text: str, at: int, first_line: int) -> tuple[Any, int]:
-    """Return the JSON value that begins at `at`, and where it ends; `text` begins in `first_line`."""
+def _decode(file: File, text: str, at: int, first_line: int, *, whole: bool = True) -> tuple[Any, int]:
+    """Return the JSON value that begins at `at`, and where it ends; `text` begins in `first_line`.
+
+    Where it is `whole`, its texts are found to be so, too.
+    """
     try:
         value, end = _DECODER.raw_decode(text, at)
-        if text.find("\\u", at, end) >= 0:
-            json.dumps(value, ensure_ascii=False).encode()  # fails where half of a surrogate pair was escaped
+        if whole and text.find("\\u", at, end) >= 0:
+            _check_surrogates(value)
         return value, end
     except json.JSONDecodeError as error:
         raise _broken(file, error.msg, text, error.pos, first_line) from error
     except (ValueError, RecursionError) as error:
         raise _broken(file, str(error), text, at, first_line, "correct the object that begins here") from error
+
+
+def _check_surrogates(value: Any) -> None:
+    json.dumps(value, ensure_ascii=False).encode()  # fails where half of a surrogate pair was escaped
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -430,12 +479,66 @@ def _object(file: File, value: Any, number: int) -> dict[str, Any]:
     raise DataError(f"expected an object, got {_kind(value)}", where=file.line(number), mend=_json_mend(file))
 
 
-def _not_a_list(file: File, value: Any) -> DataError:
+def _squad(file: File, value: Any, columns: Columns) -> Iterator[Record]:
+    """Yield the questions of SQuAD 1.1 or 2.0 JSON, each with its context and the title of its article.
+
+    https://rajpurkar.github.io/SQuAD-explorer
+    """
     articles = value.get("data") if isinstance(value, dict) else None
-    if isinstance(articles, list) and ("version" in value or "paragraphs" in (articles or [{}])[0]):
+    if not isinstance(articles, list) or not ("version" in value or _holds(articles[:1], "paragraphs")):
+        problem = f"expected a list of objects, got {_kind(value)}"
+        raise DataError(problem, where=file.name, mend=_json_mend(file))
+    needed = {name for _, names, _, optional in _wanted(columns) if not optional for name in names}
+    if not needed <= _SQUAD_COLUMNS:
         mend = "let question_answering read it, or give a list of objects"
-        return DataError("this is SQuAD JSON", where=file.name, mend=mend)
-    return DataError(f"expected a list of objects, got {_kind(value)}", where=file.name, mend=_json_mend(file))
+        raise DataError("this is SQuAD JSON", where=file.name, mend=mend)
+    for a, article in enumerate(articles, 1):
+        for p, paragraph in enumerate(_part(file, article, "paragraphs", list, f"article {a}"), 1):
+            place = f"article {a}, paragraph {p}"
+            context = _part(file, paragraph, "context", str, place)
+            for q, asked in enumerate(_part(file, paragraph, "qas", list, place), 1):
+                name = f"{place}, question {asked.get('id', q) if isinstance(asked, dict) else q}"
+                _part(file, asked, "question", str, name)
+                title = {"title": article["title"]} if "title" in article else {}
+                yield name, _squad_row(file, asked, name) | {"context": context} | title
+
+
+def _squad_row(file: File, asked: dict[str, Any], name: str) -> dict[str, Any]:
+    row: dict[str, Any] = {key: asked[key] for key in ("id", "question", "answers") if key in asked}
+    impossible = asked.get("is_impossible")
+    if impossible and "answers" not in row:
+        row["answers"] = []
+    if isinstance(impossible, bool) and "answers" in row and impossible == bool(row["answers"]):
+        problem = f"is_impossible is {str(impossible).lower()}, but there are {_short(repr(row['answers']))} as answers"
+        raise DataError(problem, where=f"{file.name}, {name}", mend="correct one of the two")
+    try:
+        _check_surrogates(row)
+    except ValueError as error:
+        raise _half_character(file, name, error) from error
+    return row
+
+
+def _part(file: File, value: Any, key: str, kind: type, place: str) -> Any:
+    """Return what stands under a key of SQuAD JSON, found to be of the right kind."""
+    where = f"{file.name}, {place}"
+    if not isinstance(value, dict) or not isinstance(value.get(key), kind):
+        found = _kind(value[key]) if isinstance(value, dict) and key in value else "nothing"
+        problem = f"expected {'text' if kind is str else 'a list'} under {key!r}, got {found}"
+        raise DataError(problem, where=where, mend="write it as SQuAD does: data, paragraphs, context, qas, question")
+    part = value[key]
+    try:
+        _check_surrogates(part if kind is str else "")
+    except ValueError as error:
+        raise _half_character(file, place, error) from error
+    return part
+
+
+def _half_character(file: File, place: str, error: ValueError) -> DataError:
+    return DataError(f"broken JSON: {error}", where=f"{file.name}, {place}", mend="write the whole character")
+
+
+def _holds(values: list[Any], key: str) -> bool:
+    return any(isinstance(value, dict) and key in value for value in values)
 
 
 def _json_mend(file: File) -> str:
@@ -510,7 +613,8 @@ def _present(schema: "pyarrow.Schema", columns: Columns, where: str) -> list[str
     """Return the columns to read from a file with this schema."""
     _check_columns(columns, schema.names, where)
     asked = {name for wanted in _wanted(columns) for name in wanted.columns}
-    names = [name for name in schema.names if name in asked]
+    asked |= {name.partition(".")[0] for name in asked}
+    names = [name for name in schema.names if name in asked] or schema.names
     _check_unique(names, where)
     return names
 
@@ -561,12 +665,15 @@ def _wanted(columns: Columns) -> list[_Wanted]:
         mapped = columns.mapping.get(canonical, canonical)
         return [mapped] if isinstance(mapped, str) else list(mapped)
 
-    wanted = [_Wanted(name, listed(name), _text) for name in columns.text]
+    text = _any_text if columns.blank else _text
+    wanted = [_Wanted(name, listed(name), text) for name in columns.text]
     for name in columns.optional_text:
-        wanted.append(_Wanted(name, listed(name), _text, optional=name not in columns.mapping))
+        wanted.append(_Wanted(name, listed(name), text, optional=name not in columns.mapping))
     if columns.value is not None:
         single = isinstance(columns.mapping.get(columns.value, ""), str)
         wanted.append(_Wanted(columns.value, listed(columns.value), _value if single else _value_by_column))
+    if columns.key is not None:
+        wanted.append(_Wanted(columns.key, listed(columns.key), _key, optional=columns.key not in columns.mapping))
     return wanted
 
 
@@ -581,14 +688,31 @@ def _values(record: dict[str, Any], wanted: list[_Wanted], where: str) -> dict[s
     return values
 
 
-def _text(record: dict[str, Any], columns: list[str], where: str) -> str:
-    for name in columns:
-        if not isinstance(record[name], str):
-            problem = f"column {name!r} holds {_kind(record[name])}, not text"
+def _cell(record: dict[str, Any], name: str) -> Any:
+    """Return a record's value; a dotted name leads into objects.
+
+    Raises:
+        KeyError: There is none.
+    """
+    if name in record or "." not in name:
+        return record[name]
+    outer, _, inner = name.partition(".")
+    if not isinstance(record[outer], dict):
+        raise KeyError(name)
+    return _cell(record[outer], inner)
+
+
+def _any_text(record: dict[str, Any], columns: list[str], where: str) -> str:
+    cells = {name: _cell(record, name) for name in columns}
+    for name, cell in cells.items():
+        if not isinstance(cell, str):
+            problem = f"column {name!r} holds {_kind(cell)}, not text"
             raise DataError(problem, where=where, mend="write it as a string, or delete the row")
-    text: str = record[columns[0]]
-    if len(columns) > 1:
-        text = " ".join(record[name] for name in columns if record[name].strip())
+    return " ".join(cell for cell in cells.values() if cell.strip()) if len(columns) > 1 else str(cells[columns[0]])
+
+
+def _text(record: dict[str, Any], columns: list[str], where: str) -> str:
+    text = _any_text(record, columns, where)
     if not text or text.isspace():
         problem = f"no text in column {' or '.join(map(repr, columns))}"
         raise DataError(problem, where=where, mend="fill it in, or delete the row")
@@ -596,7 +720,7 @@ def _text(record: dict[str, Any], columns: list[str], where: str) -> str:
 
 
 def _value(record: dict[str, Any], columns: list[str], where: str) -> Any:
-    value = record[columns[0]]
+    value = _cell(record, columns[0])
     blank = isinstance(value, str) and not value.strip()
     if blank or value is None or (isinstance(value, float) and math.isnan(value)):
         raise DataError(f"no value in column {columns[0]!r}", where=where, mend="fill it in, or delete the row")
@@ -604,6 +728,14 @@ def _value(record: dict[str, Any], columns: list[str], where: str) -> Any:
         mend = "write it as a string, number, bool or list"
         raise DataError(f"column {columns[0]!r} holds {_kind(value)}", where=where, mend=mend)
     return value
+
+
+def _key(record: dict[str, Any], columns: list[str], where: str) -> str:
+    value = _cell(record, columns[0])
+    if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
+        problem = f"column {columns[0]!r} holds {_kind(value)}, which names no row"
+        raise DataError(problem, where=where, mend="write a string or a whole number")
+    return str(value)
 
 
 def _value_by_column(record: dict[str, Any], columns: list[str], where: str) -> dict[str, Any]:
@@ -619,7 +751,8 @@ def _check_unique(names: list[str], where: str) -> None:
 
 def _check_columns(columns: Columns, there: list[str], where: str, *, header: bool = False) -> None:
     for canonical, names, _, optional in _wanted(columns):
-        if not optional and not set(names) <= set(there):
+        roots = {name if name in there else name.partition(".")[0] for name in names}
+        if not optional and not roots <= set(there):
             raise _missing(canonical, names, there, where, header=header)
 
 

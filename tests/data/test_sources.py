@@ -531,6 +531,95 @@ def test_a_faulty_json_file_is_told_by_line_and_column(content: str, message: st
     assert message in refused("r.json", content, TEXT)
 
 
+SQUAD = {
+    "version": "v2.0",
+    "data": [
+        {"title": "Tea", "paragraphs": []},
+        {
+            "title": "Żur",
+            "paragraphs": [
+                {"context": "unread", "qas": []},
+                {
+                    "context": "Żur is a soup.",
+                    "qas": [
+                        {"id": "a7", "question": "What?", "answers": [{"text": "a soup", "answer_start": 7}]},
+                        {"id": 8, "question": "Who?", "is_impossible": True, "plausible_answers": []},
+                    ],
+                },
+            ],
+        },
+    ],
+}
+QUESTIONS = Columns(("question", "context"), optional_text=("title",), value="answers", key="id")
+
+
+def squad(**changes: Any) -> str:
+    """SQuAD JSON whose last question but one is changed; a key that becomes None is left out."""
+    whole = json.loads(json.dumps(SQUAD))
+    asked = whole["data"][1]["paragraphs"][1]["qas"][0]
+    asked.update(changes)
+    for key in [key for key, value in changes.items() if value is None]:
+        del asked[key]
+    return json.dumps(whole)
+
+
+@pytest.mark.parametrize("name", ["r.json", "r.json.gz"])
+def test_squad_json_becomes_a_row_for_each_question(name: str) -> None:
+    one, other = rows(name, json.dumps(SQUAD, indent=1), QUESTIONS)
+    context = {"context": "Żur is a soup.", "title": "Żur"}
+    assert one.values == {
+        "id": "a7", "question": "What?", "answers": [{"text": "a soup", "answer_start": 7}], **context
+    }  # fmt: skip
+    assert other.values == {"id": "8", "question": "Who?", "answers": [], **context}
+    assert one.where == f"{name}, article 2, paragraph 2, question a7"
+    assert other.where == f"{name}, article 2, paragraph 2, question 8"
+
+
+def test_squad_json_without_answers_can_be_predicted_and_not_trained_on() -> None:
+    content = squad(answers=None, id=None)
+    unanswered = Columns(("question", "context"))
+    assert [row.where for row in rows("r.json", content, unanswered)] == [
+        "r.json, article 2, paragraph 2, question 1",
+        "r.json, article 2, paragraph 2, question 8",
+    ]
+    assert "r.json, article 2, paragraph 2, question 1: no column 'answers' among question, context, title" in refused(
+        "r.json", content, Columns(("question", "context"), value="answers")
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            squad(question=None),
+            "article 2, paragraph 2, question a7: expected text under 'question', got nothing; write it as SQuAD does",
+        ),
+        (squad(question=7), "question a7: expected text under 'question', got a number (7)"),
+        (squad(question=" "), "question a7: no text in column 'question'"),
+        (squad(id=""), "question : column 'id' holds a string (''), which names no row"),
+        (squad(id=True), "question True: column 'id' holds a bool (True), which names no row"),
+        (
+            squad(is_impossible=True),
+            "question a7: is_impossible is true, but there are [{'text': 'a soup', 'answer_start': 7}]",
+        ),
+        (squad(is_impossible=False, answers=[]), "question a7: is_impossible is false, but there are [] as answers"),
+        (squad(question="a \ud83d"), "question a7: broken JSON: 'utf-8' codec can't encode character '\\ud83d'"),
+        ('{"version": "1", "data": [7]}', "r.json, article 1: expected a list under 'paragraphs', got nothing"),
+        ('{"version": "1", "data": [{"paragraphs": [{}]}]}', "article 1, paragraph 1: expected text under 'context'"),
+        (
+            '{"version": "1", "data": [{"paragraphs": [{"context": "a", "qas": {}}]}]}',
+            "r.json, article 1, paragraph 1: expected a list under 'qas', got an object ({})",
+        ),
+        ('{"version": "1", "data": [{"paragraphs": [{"context": "a", "qas": [7]}]}]}', "paragraph 1, question 1: exp"),
+        ('{"version": "1", "data": []}', "r.json: no rows; name a file that holds data"),
+        ('{"version": "1", "data": [}', "r.json, line 1, column 27: broken JSON"),
+        ('{"rows": [], "data": 3}', "r.json: expected a list of objects, got an object"),
+    ],
+)
+def test_faulty_squad_json_is_told_by_article_paragraph_and_question(content: str, message: str) -> None:
+    assert message in refused("r.json", content, QUESTIONS)
+
+
 @pytest.mark.parametrize("label", ["null", "NaN", '""', '" "'])
 def test_a_row_without_a_value_is_told(label: str) -> None:
     content = f'{{"text": "a", "label": 1}}\n{{"text": "b", "label": {label}}}\n'

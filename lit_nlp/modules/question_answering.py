@@ -1,0 +1,525 @@
+"""Extractive question answering: the span of a context that answers a question, or that there is none."""
+
+import json
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, cast, overload
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoModel, AutoModelForQuestionAnswering, PreTrainedConfig
+
+from lit_nlp.errors import ConfigError
+from lit_nlp.metrics.question_answering import SquadMetric, exact_match, f1
+from lit_nlp.modules.base import Batch, Files, TransformerModule, as_json, require
+from lit_nlp.tokenization import Encoded, Text, context_offsets, encode_windows, no_answer_positions
+
+_DEFAULT_MAX_LENGTH = 384
+
+
+# Not frozen: Lightning copies what predict_step returns field by field.
+@dataclass
+class Candidate:
+    """One of the best spans of a context, or that there is no answer.
+
+    Attributes:
+        text: ``context[start:end]``; empty for no answer.
+        start: The first character; None for no answer.
+        end: The character behind the last.
+        probability: Among the candidates: the softmax of the sums of their logits.
+        start_logit: Of the first token, and `end_logit` of the last.
+    """
+
+    text: str
+    start: int | None
+    end: int | None
+    probability: float
+    start_logit: float
+    end_logit: float
+
+
+@dataclass
+class Answer:
+    """What the module answers to one question.
+
+    Attributes:
+        text: ``context[start:end]``; empty where the module says that there is no answer.
+        start: The first character; None where there is no answer.
+        end: The character behind the last.
+        score: The answer's probability among the candidates.
+        no_answer_score: The probability that there is none, among all candidates and that one.
+        null_odds: The logits of no answer less those of the best span, in nats: above the module's
+            `null_threshold`, no answer is given.
+        candidates: The best spans, the most probable first; where questions may have none, that there is no
+            answer among them.
+        question: The question, and `context` what it was asked of.
+        id: The question's name, and `row` its number in its split, where the data module told them.
+    """
+
+    text: str
+    start: int | None
+    end: int | None
+    score: float
+    no_answer_score: float
+    null_odds: float
+    candidates: list[Candidate]
+    question: str
+    context: str
+    id: str | None = None
+    row: int | None = None
+
+    @property
+    def best_text(self) -> str:
+        """The most probable span's text, whatever speaks for no answer; empty where the context has no tokens."""
+        return next((each.text for each in self.candidates if each.start is not None), "")
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the answer without its context and its candidates."""
+        return {name: value for name, value in as_json(self).items() if name not in ("candidates", "context")}
+
+
+@dataclass
+class Tested:
+    """What a test found of one question.
+
+    Attributes:
+        prediction: What the module says.
+        answers: What the data says.
+        exact_match: 0 or 1, and `f1` between them.
+        loss_nats: The mean over the context's windows.
+    """
+
+    prediction: Answer
+    answers: list[str]
+    exact_match: float
+    f1: float
+    loss_nats: float
+
+    @property
+    def row(self) -> int | None:
+        """The row's number in its split."""
+        return self.prediction.row
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what is told of a wrong prediction."""
+        told = {"answers": self.answers, "exact_match": self.exact_match, "f1": self.f1, "loss_nats": self.loss_nats}
+        return self.prediction.as_json() | told | {"context": self.prediction.context}
+
+
+@dataclass(frozen=True)
+class Window:
+    """What the model says of one window of a context.
+
+    Attributes:
+        spans: First character, character behind the last, start logit and end logit of its best spans.
+        no_answer: The start logit and the end logit of no answer.
+    """
+
+    spans: list[tuple[int, int, float, float]]
+    no_answer: tuple[float, float]
+
+
+class QuestionAnsweringModule(TransformerModule):
+    """A pretrained transformer with two logits a token: that the answer starts there, and that it ends there.
+
+    A context of any length is read in windows, each behind the whole question. In a window without the answer
+    both logits are trained to point to the first token (BERT's `[CLS]`), which so stands for no answer (Devlin
+    et al. 2019, section 4.3). A decoder's first token sees nothing else: its logits are a threshold, the same for
+    all contexts, that an answer's must exceed.
+
+    Args:
+        doc_stride: The tokens by which the windows of a long context overlap, when the module tokenises
+            texts by itself.
+        max_answer_length: The most tokens of an answer.
+        n_best: Candidates that are kept of a question.
+        unanswerable: Whether questions may have no answer. Otherwise the best span is always given.
+        null_threshold: Give no answer where the `null_odds` are above it; `best_f1_thresh`, which a test
+            measures, is the one that would have been best.
+        max_length: Tokens of a window, when the module tokenises by itself. None: what the backbone reads, at
+            most 384.
+        kwargs: The arguments of `TransformerModule`.
+
+    Raises:
+        ConfigError: Arguments out of range.
+    """
+
+    runtime_arguments: ClassVar[set[str]] = TransformerModule.runtime_arguments | {
+        "max_answer_length",
+        "n_best",
+        "null_threshold",
+    }
+
+    def __init__(
+        self,
+        backbone: str,
+        *,
+        doc_stride: int = 128,
+        max_answer_length: int = 30,
+        n_best: int = 20,
+        unanswerable: bool = False,
+        null_threshold: float = 0.0,
+        max_length: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(backbone, max_length=max_length, **kwargs)
+        self.save_hyperparameters()
+        require(doc_stride >= 0, f"doc_stride must be at least 0, got {doc_stride}")
+        require(max_answer_length >= 1, f"max_answer_length must be at least 1, got {max_answer_length}")
+        require(n_best >= 1, f"n_best must be at least 1, got {n_best}")
+        self.max_length = min(self.max_length, max_length or _DEFAULT_MAX_LENGTH)
+        self.doc_stride, self.max_answer_length, self.n_best = doc_stride, max_answer_length, n_best
+        self.unanswerable, self.null_threshold = unanswerable, null_threshold
+        self.metrics = nn.ModuleDict({"val": self.new_metric(), "test": self.new_metric()})
+
+    def auto_class(self, config: PreTrainedConfig) -> Any:
+        """Return the class that gives each token a start and an end logit."""
+        return _spans_class(config) or AutoModelForQuestionAnswering
+
+    # Training
+
+    def forward(self, **inputs: Int[Tensor, "windows tokens"]) -> Float[Tensor, "windows tokens 2"]:
+        """Return each token's start and end logit: -inf for padding."""
+        outputs = self.model(**inputs)
+        logits = torch.stack([outputs.start_logits, outputs.end_logits], dim=2)
+        if "attention_mask" not in inputs:
+            return logits
+        return logits.masked_fill(inputs["attention_mask"].unsqueeze(2) == 0, -torch.inf)
+
+    def forward_batch(self, batch: Batch) -> Float[Tensor, "windows tokens 2"]:
+        """Return the logits of a batch, in float32."""
+        return self(**self.inputs(batch)).float()
+
+    def inputs(self, batch: Batch) -> dict[str, Tensor]:
+        """Return what of a batch the model's forward takes, without the positions, of which it would make a loss."""
+        return {name: tensor for name, tensor in super().inputs(batch).items() if not name.endswith("_positions")}
+
+    def row_losses(self, outputs: Float[Tensor, "windows tokens 2"], batch: Batch) -> Float[Tensor, " rows"]:
+        """Return each row's loss in nats: over its windows, the sum of the mean of start's and end's."""
+        losses = self._window_losses(outputs, batch, smoothing=self.label_smoothing)
+        group, sizes = _rows(batch)
+        return losses.new_zeros(len(sizes)).index_add(0, group, losses)
+
+    def loss_weight(self, batch: Batch) -> int:
+        """Return the windows of the batch."""
+        return len(batch["input_ids"])
+
+    # Evaluation
+
+    @property
+    def monitor(self) -> tuple[str, Literal["min", "max"]]:
+        """F1, the higher the better."""
+        return "val/f1", "max"
+
+    def new_metric(self) -> SquadMetric:
+        """Return the metric that a split is measured by."""
+        return SquadMetric(no_answers=self.unanswerable, null_threshold=self.null_threshold)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Measure a batch."""
+        self._evaluate("val", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, list[Tested]]:
+        """Measure a batch; returns under `rows` what was found of each row, for who writes it."""
+        logits, answers = self._evaluate("test", batch)
+        losses = self._window_losses(logits, batch, smoothing=0.0)
+        group, sizes = _rows(batch)
+        means = losses.new_zeros(len(sizes)).index_add(0, group, losses) / sizes
+        return {"rows": list(map(self._tested, answers, batch["answers"], means.tolist()))}
+
+    def on_validation_epoch_end(self) -> None:
+        """Log exact match and F1 of the validation split."""
+        self._log_metric("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log exact match and F1 of the test split."""
+        self._log_metric("test")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[Answer]:
+        """Return the answers to a batch's questions, with their ids and row numbers."""
+        return self._answers(self.forward_batch(batch), batch)
+
+    def test_files(self, rows: list[Tested]) -> Files:
+        """Return the official files, and the answers that weren't exactly right, the lowest F1 and surest first."""
+        wrong = sorted((row for row in rows if row.exact_match < 1), key=lambda row: (row.f1, -row.prediction.score))
+        return official_files([row.prediction for row in rows]) | {
+            "wrong_predictions.jsonl": [row.as_json() for row in wrong]
+        }
+
+    def predict_files(self, rows: list[Answer]) -> Files:
+        """Return the answers, a line each, and the official files."""
+        return {"predictions.jsonl": [row.as_json() for row in rows]} | official_files(rows)
+
+    # Answers
+
+    @overload
+    def answer(self, question: str, context: str, batch_size: int = 32) -> Answer: ...
+    @overload
+    def answer(self, question: list[str], context: str | list[str], batch_size: int = 32) -> list[Answer]: ...
+    def answer(
+        self, question: str | list[str], context: str | list[str], batch_size: int = 32
+    ) -> Answer | list[Answer]:
+        """Answer one question about a context; or several, each about its own or all about one.
+
+        Args:
+            question: A question, or a list of them.
+            context: The text that may hold the answer, of any length; or a list of as many as questions.
+            batch_size: Windows that are run at once.
+
+        Raises:
+            ConfigError: There are not as many contexts as questions.
+            DataError: A question leaves no room for its context, or a text is blank.
+        """
+        if isinstance(question, str):
+            if not isinstance(context, str):
+                raise ConfigError("one question, but a list of contexts", mend="give a list of questions, too")
+            return self.predict_texts([(question, context)], batch_size)[0]
+        contexts = [context] * len(question) if isinstance(context, str) else context
+        if len(contexts) != len(question):
+            problem = f"{len(question)} questions, but {len(contexts)} contexts"
+            raise ConfigError(problem, mend="give each question its context, or one to all")
+        return self.predict_texts(list(zip(question, contexts, strict=True)), batch_size)
+
+    def predict_texts(self, texts: Sequence[tuple[str, str]], batch_size: int = 32) -> list[Answer]:
+        """Return the answers to questions, each with its context, in their order.
+
+        Args:
+            texts: Tuples of question and context.
+            batch_size: Windows that are run at once.
+
+        Raises:
+            ConfigError: The texts are no pairs.
+            DataError: A question leaves no room for its context, or a text is blank.
+        """
+        encoded = self.encode(texts)
+        no_answer, offsets = no_answer_positions(self.tokenizer, encoded), context_offsets(encoded)
+        order = sorted(range(len(offsets)), key=lambda i: -len(offsets[i]))
+        windows: list[list[Window]] = [[] for _ in texts]
+        with self.evaluating(), torch.inference_mode():
+            for start in range(0, len(order), batch_size):
+                some = order[start : start + batch_size]
+                logits = self(**self.pad([encoded.sequences[i] for i in some])).float()
+                padded = [offsets[i] + [(-1, -1)] * (logits.shape[1] - len(offsets[i])) for i in some]
+                characters = torch.tensor(padded, device=logits.device)
+                nowhere = torch.tensor([no_answer[i] for i in some], device=logits.device)
+                found = self._windows(logits, characters, characters[..., 0] < characters[..., 1], nowhere)
+                for i, window in zip(some, found, strict=True):
+                    windows[encoded.row[i]].append(window)
+        return [self._answer(own, *text) for own, text in zip(windows, texts, strict=True)]
+
+    # Attribution
+
+    def encode(self, texts: Sequence[Text]) -> Encoded:
+        """Tokenise questions with their contexts in windows, as they were in training.
+
+        Raises:
+            ConfigError: The texts are no pairs.
+            DataError: A question leaves no room for its context, or a text is blank.
+        """
+        pairs = [text for text in texts if isinstance(text, tuple)]
+        if isinstance(texts, str) or len(pairs) < len(texts):
+            mend = "write [(question, context)]"
+            raise ConfigError("expected pairs of a question and a context", where="texts", mend=mend)
+        places = [f"question {i} (counted from 0)" for i in range(len(pairs))]
+        return encode_windows(self.tokenizer, pairs, places, max_length=self.max_length, doc_stride=self.doc_stride)
+
+    def targets(self) -> list[str]:
+        """Return the name of what can be explained: an answer, by the tokens where it starts and ends."""
+        return ["answer"]
+
+    def score(
+        self, outputs: Float[Tensor, "batch tokens 2"], target: Int[Tensor, "batch 2"]
+    ) -> Float[Tensor, " batch"]:
+        """Return log p(start) + log p(end) of a fixed span of tokens: that of the maximum would jump between spans."""
+        return outputs.log_softmax(1).gather(1, target.unsqueeze(1)).flatten(1).sum(1)
+
+    def _evaluate(self, split: str, batch: Batch) -> tuple[Float[Tensor, "windows tokens 2"], list[Answer]]:
+        logits = self.forward_batch(batch)
+        weight = self.loss_weight(batch)
+        loss = self.row_losses(logits, batch).sum() / weight
+        self.log(f"{split}/loss", loss, batch_size=weight, on_epoch=True, sync_dist=True)
+        answers = self._answers(logits, batch)
+        odds = [answer.null_odds for answer in answers]
+        cast(SquadMetric, self.metrics[split]).update([each.best_text for each in answers], odds, batch["answers"])
+        return logits, answers
+
+    def _log_metric(self, split: str) -> None:
+        metric = cast(SquadMetric, self.metrics[split])
+        figures = metric.compute()
+        metric.reset()
+        self.log_dict({f"{split}/{name}": figure for name, figure in figures.items()}, sync_dist=True)
+
+    def _tested(self, answer: Answer, given: list[str], loss: float) -> Tested:
+        exact, overlap = (rule(answer.text, given, no_answers=self.unanswerable) for rule in (exact_match, f1))
+        return Tested(answer, given, exact, overlap, loss)
+
+    def _window_losses(
+        self, logits: Float[Tensor, "windows tokens 2"], batch: Batch, *, smoothing: float
+    ) -> Float[Tensor, " windows"]:
+        target = torch.stack([batch["start_positions"], batch["end_positions"]], dim=1)
+        return span_losses(logits, target, smoothing=smoothing)
+
+    def _answers(self, logits: Float[Tensor, "windows tokens 2"], batch: Batch) -> list[Answer]:
+        windows = self._windows(logits, batch["offsets"], batch["context_mask"], batch["no_answer_position"])
+        _, sizes = _rows(batch)
+        rows = torch.unique_consecutive(batch["row"]).tolist()
+        answers, first = [], 0
+        for i, size in enumerate(sizes.tolist()):
+            answer = self._answer(windows[first : first + size], batch["question"][i], batch["context"][i])
+            answer.id, answer.row = batch["id"][i], rows[i]
+            answers.append(answer)
+            first += size
+        return answers
+
+    def _windows(
+        self,
+        logits: Float[Tensor, "windows tokens 2"],
+        offsets: Int[Tensor, "windows tokens 2"],
+        context_mask: Bool[Tensor, "windows tokens"],
+        no_answer_position: Int[Tensor, " windows"],
+    ) -> list[Window]:
+        """Return what the logits of windows say, in characters."""
+        tokens = best_spans(logits, context_mask, max_answer_length=self.max_answer_length, n_best=self.n_best)
+        sides = tokens.unbind(2)
+        figures = torch.stack([logits[..., side].gather(1, sides[side]) for side in (0, 1)], dim=2).tolist()
+        characters = torch.stack([offsets[..., side].gather(1, sides[side]) for side in (0, 1)], dim=2).tolist()
+        real = torch.stack([context_mask.gather(1, side) for side in sides]).all(0)
+        nowhere = logits[torch.arange(len(logits), device=logits.device), no_answer_position].tolist()
+        return [
+            Window(
+                [(*span, *pair) for span, pair, kept in zip(*own, strict=True) if kept],
+                (at[0], at[1]),
+            )
+            for *own, at in zip(characters, figures, real.tolist(), nowhere, strict=True)
+        ]
+
+    def _answer(self, windows: list[Window], question: str, context: str) -> Answer:
+        """Return the answer that the windows of a context lead to."""
+        spans: dict[tuple[int, int], tuple[float, float]] = {}
+        for window in windows:
+            for start, end, *logits in window.spans:
+                span = bare_span(context, start, end)
+                if span[0] < span[1] and sum(logits) > sum(spans.get(span, (-torch.inf,))):
+                    spans[span] = (logits[0], logits[1])
+        best = sorted(spans.items(), key=lambda item: -sum(item[1]))[: self.n_best]
+        # The official scripts put a span with logits of 0 where there is none.
+        best_score = sum(best[0][1]) if best else 0.0
+        no_answer = min((window.no_answer for window in windows), key=sum)
+        scores = torch.tensor([sum(no_answer), *(sum(logits) for _, logits in best)], dtype=torch.double)
+        with_none = scores.softmax(0).tolist()
+        probabilities = with_none[1:] if self.unanswerable else scores[1:].softmax(0).tolist()
+        candidates = [
+            Candidate(context[start:end], start, end, probability, *logits)
+            for ((start, end), logits), probability in zip(best, probabilities, strict=True)
+        ]
+        if self.unanswerable or not candidates:
+            candidates.append(Candidate("", None, None, with_none[0], *no_answer))
+            candidates.sort(key=lambda each: -each.probability)
+        null_odds = sum(no_answer) - best_score
+        silent = not best or (self.unanswerable and null_odds > self.null_threshold)
+        chosen = next(each for each in candidates if (each.start is None) == silent)
+        return Answer(
+            text=chosen.text,
+            start=chosen.start,
+            end=chosen.end,
+            score=chosen.probability,
+            no_answer_score=with_none[0],
+            null_odds=null_odds,
+            candidates=candidates,
+            question=question,
+            context=context,
+        )
+
+
+def span_losses(
+    logits: Float[Tensor, "windows tokens 2"], target: Int[Tensor, "windows 2"], *, smoothing: float
+) -> Float[Tensor, " windows"]:
+    """Return the mean of the start's and the end's cross-entropy in nats.
+
+    Tokens whose logits are -inf don't count: smoothing spreads over the others.
+    """
+    logs = logits.log_softmax(1)
+    losses = -logs.gather(1, target.unsqueeze(1)).squeeze(1)
+    if smoothing:
+        counted = logits > -torch.inf
+        spread = -logs.masked_fill(~counted, 0.0).sum(1) / counted.sum(1)
+        losses = (1 - smoothing) * losses + smoothing * spread
+    return losses.mean(1)
+
+
+def best_spans(
+    logits: Float[Tensor, "windows tokens 2"],
+    context_mask: Bool[Tensor, "windows tokens"],
+    *,
+    max_answer_length: int,
+    n_best: int,
+) -> Int[Tensor, "windows some 2"]:
+    """Return the first and last token of each window's spans with the highest sums of logits, the highest first.
+
+    Args:
+        logits: Each token's start and end logit.
+        context_mask: The tokens at which a span may start or end. Where a window has fewer spans than are asked
+            for, those behind them are none.
+        max_answer_length: The most tokens of a span.
+        n_best: How many spans are asked for.
+    """
+    start, end = logits.masked_fill(~context_mask.unsqueeze(2), -torch.inf).unbind(2)
+    length = min(max_answer_length, logits.shape[1])
+    # Of each token as the start, the ends that are near enough.
+    ends = F.pad(end, (0, length - 1), value=-torch.inf).unfold(1, length, 1)
+    scores = (start.unsqueeze(2) + ends).flatten(1)
+    best = scores.topk(min(n_best, scores.shape[1])).indices
+    first, further = best // length, best % length
+    return torch.stack([first, (first + further).clamp_max(logits.shape[1] - 1)], dim=2)
+
+
+def bare_span(context: str, start: int, end: int) -> tuple[int, int]:
+    """Return a span without blanks around it, and with the combining marks that a tokenizer may leave out behind it."""
+    while end < len(context) and unicodedata.category(context[end]).startswith("M"):
+        end += 1
+    text = context[start:end]
+    return start + len(text) - len(text.lstrip()), end - (len(text) - len(text.rstrip()))
+
+
+def official_files(answers: Sequence[Answer]) -> Files:
+    """Return `predictions.json`, `nbest_predictions.json` and `null_odds.json` in the form of the official scripts."""
+    listed = {
+        answer.id: [
+            {name: value for name, value in as_json(each).items() if name not in ("start", "end")}
+            for each in answer.candidates
+        ]
+        for answer in answers
+    }
+    whole = {
+        "predictions.json": {answer.id: answer.text for answer in answers},
+        "nbest_predictions.json": listed,
+        "null_odds.json": {answer.id: answer.null_odds for answer in answers},
+    }
+    return {name: json.dumps(content, ensure_ascii=False, indent=4) + "\n" for name, content in whole.items()}
+
+
+def _rows(batch: Batch) -> tuple[Int[Tensor, " windows"], Int[Tensor, " rows"]]:
+    """Return the row of each window, counted from 0, and each row's number of windows."""
+    if "row" not in batch:
+        each = torch.arange(len(batch["input_ids"]), device=batch["input_ids"].device)
+        return each, torch.ones_like(each)
+    _, group, sizes = torch.unique_consecutive(batch["row"], return_inverse=True, return_counts=True)
+    return group, sizes
+
+
+def _spans_class(config: PreTrainedConfig) -> Any:
+    """Return the span class of a decoder whose weights transformers would lose; None for all others.
+
+    Llama's, Qwen's and a few others' keep their transformer under a name that no other class of their family
+    has (transformers 5.23), and so would start from random weights.
+    """
+    mappings = (AutoModel._model_mapping, AutoModelForQuestionAnswering._model_mapping)
+    if not all(type(config) in mapping for mapping in mappings):
+        return None
+    plain, spans = (mapping[type(config)] for mapping in mappings)
+    if isinstance(spans, tuple) or isinstance(plain, tuple) or spans.base_model_prefix == plain.base_model_prefix:
+        return None
+    from_config = classmethod(lambda cls, config, **arguments: cls._from_config(config, **arguments))
+    return type(spans.__name__, (spans,), {"base_model_prefix": plain.base_model_prefix, "from_config": from_config})

@@ -1,0 +1,552 @@
+import json
+import math
+import random
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jaxtyping
+import pytest
+import torch
+from captum.attr import LayerIntegratedGradients
+from torch import Tensor
+from transformers import LlamaModel
+
+from lit_nlp import QuestionAnsweringDataModule, QuestionAnsweringModule
+from lit_nlp.callbacks.results import ResultsWriter
+from lit_nlp.data.base import TextDataModule
+from lit_nlp.errors import ConfigError, DataError
+from lit_nlp.modules.base import TransformerModule
+from lit_nlp.modules.question_answering import Answer, Window, bare_span, best_spans, span_losses
+from tests.backbones import CORPUS
+from tests.contract import Contract, outputs, plain_trainer, rows_of, write_rows
+
+CONTEXTS = [*CORPUS, "a film", " ".join(CORPUS[:2])]
+ROWS = [
+    {
+        "id": f"q{i}",
+        "question": "what is it" if i % 2 else "why",
+        "context": context,
+        "answers": []
+        if i == 6
+        else [{"text": (words := context.split())[3], "answer_start": len(" ".join(words[:3])) + 1}],
+    }
+    for i, context in enumerate(CONTEXTS)
+]
+PAIRS = [(row["question"], row["context"]) for row in ROWS]
+
+
+class TestQuestionAnswering(Contract):
+    texts = PAIRS
+
+    def data(self, backbone: str, folder: Path) -> TextDataModule:
+        return data_module(backbone, folder)
+
+    def module(self, backbone: str, data: Any, **arguments: Any) -> TransformerModule:
+        # A softmax over tokens doesn't see the head's bias: rounding alone gives it a gradient, mostly.
+        torch.manual_seed(0)
+        return QuestionAnsweringModule(backbone, **data.facts, **arguments)
+
+    def explain(self, module: Any) -> None:
+        """A fixed span of each window, by the hooks that any method stands on."""
+        with module.attributing():
+            batch = module.pad(module.encode(self.texts).sequences)
+            names = [name for name in batch if name != "input_ids"]
+            target = torch.tensor([[3, 4]] * len(batch["input_ids"]))
+
+            def score(input_ids: Tensor, target: Tensor, *masks: Tensor) -> Tensor:
+                return module.score(module(input_ids=input_ids, **dict(zip(names, masks, strict=True))), target)
+
+            given = (target, *(batch[name] for name in names))
+            score(batch["input_ids"], *given)
+            LayerIntegratedGradients(score, module.embedding_layers()).attribute(
+                batch["input_ids"],
+                baselines=torch.full_like(batch["input_ids"], module.baseline_id),
+                additional_forward_args=given,
+                n_steps=2,
+            )
+
+    def test_a_trainer_predicts_the_same_as_the_module_alone(
+        self, task: TransformerModule, datamodule: TextDataModule
+    ) -> None:
+        batches = plain_trainer().predict(task, datamodule)
+        assert batches is not None
+        by_trainer = sorted((row for batch in batches for row in batch), key=lambda answer: answer.row)
+        assert [answer.id for answer in by_trainer] == [row["id"] for row in ROWS]
+        for one, other in zip(by_trainer, self.predict(task), strict=True):
+            assert same(one, other)
+
+    def test_a_batch_equals_its_single_rows(self, task: TransformerModule, datamodule: TextDataModule) -> None:
+        batch = rows_of(datamodule, [0, 1, 7])
+        assert not batch["attention_mask"].all(), "the rows must differ in length for this to say something"
+        together, losses = outputs(task, batch), task.row_losses(outputs(task, batch), batch)
+        for i, row in enumerate([0, 1, 7]):
+            alone = rows_of(datamodule, [row])
+            logits = outputs(task, alone)
+            own = together[batch["row"] == row][:, : logits.shape[1]]
+            torch.testing.assert_close(logits, own, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(task.row_losses(logits, alone)[0], losses[i])
+
+    def test_the_score_is_differentiable_to_the_embeddings(
+        self, task: TransformerModule, datamodule: TextDataModule
+    ) -> None:
+        batch = rows_of(datamodule, [0, 1, 7])
+        seen: list[Tensor] = []
+        hooks = [
+            layer.register_forward_hook(lambda *call: seen.append(call[-1]) or call[-1].retain_grad())
+            for layer in task.embedding_layers()
+        ]
+        target = torch.stack([batch["start_positions"], batch["end_positions"]], dim=1)
+        scores = task.eval().score(task.forward_batch(batch), target)
+        assert scores.shape == (len(target),)
+        scores.sum().backward()
+        for hook in hooks:
+            hook.remove()
+        for embeddings in seen:
+            assert embeddings.grad is not None
+            reached = embeddings.grad.abs().sum(-1) > 0
+            assert reached.any(1).all(), "each window's score hangs on its tokens"
+            assert not reached[batch["attention_mask"] == 0].any(), "and on no padding"
+        assert seen
+
+
+class TestWindows(TestQuestionAnswering):
+    def data(self, backbone: str, folder: Path) -> TextDataModule:
+        return data_module(backbone, folder, max_length=24, doc_stride=4)
+
+
+def data_module(
+    backbone: str, folder: Path, rows: Sequence[dict[str, Any]] = ROWS, **arguments: Any
+) -> QuestionAnsweringDataModule:
+    source = write_rows(folder / "rows.jsonl", rows)
+    return QuestionAnsweringDataModule(
+        backbone,
+        **{
+            "train": source,
+            "val": source,
+            "test": source,
+            "predict": source,
+            "batch_size": 4,
+            "max_length": 48,
+            "doc_stride": 4,
+            **arguments,
+        },
+    )
+
+
+def same(one: Answer, other: Answer) -> bool:
+    """Whether two answers agree, whatever the module was told of their rows."""
+    figures = [(each.start, each.end, pytest.approx(each.probability, abs=1e-6)) for each in one.candidates[:3]]
+    return (
+        [(each.start, each.end, each.probability) for each in other.candidates[:3]] == figures
+        and (one.text, one.start, one.end, one.question, one.context)
+        == (other.text, other.start, other.end, other.question, other.context)
+        and other.null_odds == pytest.approx(one.null_odds, abs=1e-5)
+        and other.no_answer_score == pytest.approx(one.no_answer_score, abs=1e-6)
+    )
+
+
+# Losses
+
+
+def log_softmax(row: Sequence[float]) -> list[float]:
+    return [value - math.log(math.fsum(map(math.exp, row))) for value in row]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_the_loss_is_the_mean_of_two_cross_entropies_in_which_padding_has_no_part(smoothing: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 5, 2, generator=generator, dtype=torch.float64)
+    logits[1, 3:] = -torch.inf
+    logits.requires_grad_()
+    target = torch.tensor([[0, 4], [2, 2], [1, 3]])
+    losses = span_losses(logits, target, smoothing=smoothing)
+    for window, tokens in enumerate((5, 3, 5)):
+        expected = 0.0
+        for side in (0, 1):
+            logs = log_softmax(logits[window, :tokens, side].tolist())
+            expected -= ((1 - smoothing) * logs[target[window, side]] + smoothing * math.fsum(logs) / tokens) / 2
+        assert losses[window].item() == pytest.approx(expected, rel=1e-12)
+    losses.sum().backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+    assert (logits.grad[1, 3:] == 0).all()
+
+
+def test_a_rows_loss_is_the_sum_over_its_windows_and_a_batchs_the_mean_over_all(bert: str, tmp_path: Path) -> None:
+    data = data_module(bert, tmp_path, max_length=24)
+    module = QuestionAnsweringModule(bert, **data.facts).eval()
+    batch = rows_of(data, [0, 7, 1])
+    logits = module.forward_batch(batch)
+    target = torch.stack([batch["start_positions"], batch["end_positions"]], dim=1)
+    each = span_losses(logits, target, smoothing=0.0)
+    losses = module.row_losses(logits, batch)
+    expected = [each[batch["row"] == row].sum() for row in (0, 7, 1)]
+    assert len(batch["row"]) > 3
+    torch.testing.assert_close(losses, torch.stack(expected))
+    torch.testing.assert_close(losses.sum() / module.loss_weight(batch), each.mean())
+    reference = module.model(**module.inputs(batch), start_positions=target[:, 0], end_positions=target[:, 1]).loss
+    alone = rows_of(data, [1])
+    torch.testing.assert_close(module.row_losses(module.forward_batch(alone), alone)[0], losses[2])
+    assert reference.isfinite()
+
+
+def test_without_padding_the_loss_is_transformers(bert: str, tmp_path: Path) -> None:
+    data = data_module(bert, tmp_path)
+    module = QuestionAnsweringModule(bert, **data.facts).eval()
+    batch = rows_of(data, [0])
+    positions = {name: batch[name] for name in ("start_positions", "end_positions")}
+    reference = module.model(**module.inputs(batch), **positions).loss
+    torch.testing.assert_close(module.row_losses(module.forward_batch(batch), batch)[0], reference)
+
+
+def test_the_score_of_a_span_is_the_sum_of_its_ends_log_probabilities(bert: str) -> None:
+    logits = torch.randn(2, 4, 2, generator=torch.Generator().manual_seed(0))
+    scores = QuestionAnsweringModule(bert).score(logits, torch.tensor([[1, 3], [2, 2]]))
+    for window, (start, end) in enumerate([(1, 3), (2, 2)]):
+        starts, ends = (log_softmax(logits[window, :, side].tolist()) for side in (0, 1))
+        assert scores[window].item() == pytest.approx(starts[start] + ends[end], rel=1e-5)
+
+
+# Spans, against all there are
+
+
+@pytest.mark.parametrize("max_answer_length", [1, 3, 30])
+@pytest.mark.parametrize("seed", range(5))
+def test_the_best_spans_are_those_of_all_that_could_be(seed: int, max_answer_length: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(4, 9, 2, generator=generator)
+    mask = torch.rand(4, 9, generator=generator) > 0.3
+    mask[3] = False
+    mask[3, 4] = True
+    best = best_spans(logits, mask, max_answer_length=max_answer_length, n_best=6)
+    for window in range(4):
+        every = [
+            (logits[window, start, 0] + logits[window, end, 1], start, end)
+            for start in range(9)
+            for end in range(start, min(9, start + max_answer_length))
+            if mask[window, start] and mask[window, end]
+        ]
+        expected = [[start, end] for _, start, end in sorted(every, reverse=True)[:6]]
+        assert best[window, : len(expected)].tolist() == expected
+
+
+@pytest.mark.parametrize("unanswerable", [False, True])
+@pytest.mark.parametrize("seed", range(5))
+def test_an_answer_is_the_best_of_all_windows_and_its_score_a_softmax(seed: int, unanswerable: bool, bert: str) -> None:
+    module = QuestionAnsweringModule(
+        bert, unanswerable=unanswerable, max_answer_length=4, n_best=7, max_length=14, doc_stride=3
+    )
+    context, question = CONTEXTS[-1], "why"
+    encoded = module.encode([(question, context)])
+    generator = torch.Generator().manual_seed(seed)
+    logits = {len(tokens["input_ids"]): None for tokens in encoded.sequences}
+    assert len(encoded.sequences) > 2
+    width = max(logits)
+    said = torch.randn(len(encoded.sequences), width, 2, generator=generator) * 3
+
+    every: dict[tuple[int, int], float] = {}
+    nothing = math.inf
+    for window, spans in enumerate(encoded.offsets):
+        inside = [i for i, part in enumerate(encoded.part[window]) if part == 1]
+        nothing = min(nothing, float(said[window, 0].sum()))
+        for start in inside:
+            for end in inside:
+                if start <= end < start + 4:
+                    span = (spans[start][0], spans[end][1])
+                    figure = float(said[window, start, 0] + said[window, end, 1])
+                    every[span] = max(figure, every.get(span, -math.inf))
+    ranked = sorted(every.items(), key=lambda item: -item[1])[:7]
+
+    tokens = [len(sequence["input_ids"]) for sequence in encoded.sequences]
+    offsets = torch.full((len(tokens), width, 2), -1)
+    for window, parts in enumerate(encoded.part):
+        for i, part in enumerate(parts):
+            if part == 1:
+                offsets[window, i] = torch.tensor(encoded.offsets[window][i])
+    mask = offsets[..., 0] < offsets[..., 1]
+    windows = module._windows(said, offsets, mask, torch.zeros(len(tokens), dtype=torch.long))
+    answer = module._answer(windows, question, context)
+    found = [each for each in answer.candidates if each.start is not None]
+    assert [(each.start, each.end) for each in found] == [span for span, _ in ranked]
+    assert [each.start_logit + each.end_logit for each in found] == pytest.approx([score for _, score in ranked])
+    assert [each.text for each in found] == [context[start:end] for (start, end), _ in ranked]
+    scores = [score for _, score in ranked]
+    total = math.fsum(map(math.exp, [*scores, nothing]))
+    assert answer.no_answer_score == pytest.approx(math.exp(nothing) / total, rel=1e-5)
+    assert answer.null_odds == pytest.approx(nothing - scores[0], rel=1e-4)
+    share = total if unanswerable else total - math.exp(nothing)
+    assert [each.probability for each in found] == pytest.approx([math.exp(s) / share for s in scores], rel=1e-5)
+    silent = unanswerable and nothing > scores[0]
+    assert answer.text == ("" if silent else found[0].text)
+    assert (len(answer.candidates) - len(found)) == unanswerable
+
+
+def test_no_answer_is_given_where_its_odds_are_above_the_threshold(bert: str) -> None:
+    windows = [Window([(0, 1, 1.0, 1.0)], (2.0, 2.0)), Window([(2, 3, 0.5, 1.0)], (1.0, 1.5))]
+    for threshold, text in (0.0, ""), (0.49, ""), (0.5, "a"), (0.6, "a"):
+        module = QuestionAnsweringModule(bert, unanswerable=True, null_threshold=threshold)
+        answer = module._answer(windows, "q", "a b")
+        assert answer.null_odds == pytest.approx(0.5)
+        assert (answer.text, answer.start, answer.best_text) == (text, 0 if text else None, "a")
+        assert answer.score == pytest.approx(answer.no_answer_score if text == "" else answer.candidates[1].probability)
+    assert QuestionAnsweringModule(bert)._answer(windows, "q", "a b").text == "a"
+
+
+def test_a_context_of_which_no_token_is_left_has_no_answer(bert: str) -> None:
+    for unanswerable in (False, True):
+        answer = QuestionAnsweringModule(bert, unanswerable=unanswerable).answer("why", "\u200b")
+        assert (answer.text, answer.start, answer.best_text) == ("", None, "")
+        assert math.isfinite(answer.null_odds)
+        assert json.loads(json.dumps(answer.as_json()))
+
+
+@pytest.mark.parametrize(
+    ("context", "span", "expected"),
+    [
+        (" a b ", (0, 5), (1, 4)),
+        ("cafe\u0301 x", (0, 4), (0, 5)),
+        ("क\u094dष x", (0, 1), (0, 2)),
+        ("שלום", (0, 4), (0, 4)),
+    ],
+)
+def test_a_span_has_no_blanks_around_it_and_whole_letters(
+    context: str, span: tuple[int, int], expected: tuple[int, int]
+) -> None:
+    assert bare_span(context, *span) == expected
+
+
+# Answers
+
+
+def test_one_question_has_an_answer_and_several_have_several(bert: str) -> None:
+    module = QuestionAnsweringModule(bert, max_length=24, doc_stride=4)
+    one = module.answer(*PAIRS[0])
+    assert isinstance(one, Answer)
+    assert one.context[one.start : one.end] == one.text != ""
+    assert 0 < one.score <= 1
+    several = module.answer([question for question, _ in PAIRS], [context for _, context in PAIRS])
+    assert same(several[0], one)
+    assert [answer.question for answer in several] == [question for question, _ in PAIRS]
+    shared = module.answer(["why", "what"], CORPUS[0])
+    assert [answer.context for answer in shared] == [CORPUS[0]] * 2
+    assert module.answer([], []) == module.predict_texts([]) == []
+
+
+def test_answers_come_in_the_order_of_the_questions_whatever_the_batches(bert: str) -> None:
+    module = QuestionAnsweringModule(bert, max_length=24, doc_stride=4, unanswerable=True)
+    alone = [module.predict_texts([pair])[0] for pair in PAIRS]
+    for batch_size in (1, 3, 32):
+        for one, other in zip(module.predict_texts(PAIRS, batch_size), alone, strict=True):
+            assert same(one, other)
+
+
+def test_answering_leaves_the_module_as_it_was(bert: str) -> None:
+    module = QuestionAnsweringModule(bert).train()
+    modes = [part.training for part in module.modules()]
+    assert module.predict_texts(PAIRS) == module.predict_texts(PAIRS), "dropout is off"
+    assert [part.training for part in module.modules()] == modes
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((["why"], ["a", "b"]), "1 questions, but 2 contexts; give each question its context, or one to all"),
+        (("why", ["a"]), "one question, but a list of contexts; give a list of questions, too"),
+        (("", "a"), r"question 0 \(counted from 0\): the question or its context is blank"),
+        (("why", " "), r"question 0 \(counted from 0\): the question or its context is blank"),
+        (("why", "a \ud83d"), r"question 0 \(counted from 0\): a lone surrogate, half of a character"),
+        ((["why", "good " * 70], "a"), r"question 1 \(counted from 0\): the question's 70 tokens and 3 special tokens"),
+    ],
+)
+def test_what_can_not_be_answered_is_refused(arguments: Any, message: str, bert: str) -> None:
+    with pytest.raises((ConfigError, DataError), match=message):
+        QuestionAnsweringModule(bert).answer(*arguments)
+
+
+def test_single_texts_are_refused(bert: str) -> None:
+    for texts in (["why"], "why"):
+        with pytest.raises(ConfigError, match="texts: expected pairs of a question and a context"):
+            QuestionAnsweringModule(bert).encode(texts)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"doc_stride": -1}, "doc_stride must be at least 0, got -1"),
+        ({"max_answer_length": 0}, "max_answer_length must be at least 1, got 0"),
+        ({"n_best": 0}, "n_best must be at least 1, got 0"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(arguments: dict[str, int], message: str, bert: str) -> None:
+    with pytest.raises(ConfigError, match=f"model: {message}"):
+        QuestionAnsweringModule(bert, **arguments)
+
+
+def padded_left(backbone: str, folder: Path) -> str:
+    shutil.copytree(backbone, folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    sides = {"padding_side": "left", "truncation_side": "left"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | sides))
+    return str(folder)
+
+
+def test_a_tokenizer_that_pads_left_gives_the_same_answers(bert: str, tmp_path: Path) -> None:
+    left = padded_left(bert, tmp_path / "left")
+    modules = []
+    for backbone in (bert, left):
+        torch.manual_seed(0)
+        modules.append(QuestionAnsweringModule(backbone, max_length=24, doc_stride=4))
+    assert modules[0].predict_texts(PAIRS) == modules[1].predict_texts(PAIRS)
+
+
+def test_a_batch_that_is_padded_left_gives_the_same_answers_and_losses(bert: str, tmp_path: Path) -> None:
+    data = data_module(bert, tmp_path, max_length=24)
+    module = QuestionAnsweringModule(bert, **data.facts).eval()
+    batch = rows_of(data, [0, 6, 7])
+    lengths = batch["attention_mask"].sum(1)
+    width = batch["input_ids"].shape[1]
+    moved = dict(batch)
+    for name in ("input_ids", "attention_mask", "token_type_ids", "offsets", "context_mask"):
+        moved[name] = torch.stack([each.roll(width - int(n), 0) for each, n in zip(batch[name], lengths, strict=True)])
+    for name in ("start_positions", "end_positions", "no_answer_position"):
+        moved[name] = batch[name] + width - lengths
+    # What a model makes of the places that its tokens move to isn't asked here.
+    logits = module.forward_batch(batch).detach()
+    same_logits = torch.stack([each.roll(width - int(n), 0) for each, n in zip(logits, lengths, strict=True)])
+    assert not torch.equal(logits, same_logits)
+    assert module._answers(same_logits, moved) == module._answers(logits, batch)
+    torch.testing.assert_close(module.row_losses(same_logits, moved), module.row_losses(logits, batch))
+
+
+# Decoders
+
+
+def test_a_decoder_keeps_its_pretrained_weights(llama: str) -> None:
+    module = QuestionAnsweringModule(llama)
+    pretrained = LlamaModel.from_pretrained(llama).state_dict()
+    own = {name.removeprefix("model."): weight for name, weight in module.model.state_dict().items()}
+    assert all(torch.equal(own[name], weight) for name, weight in pretrained.items())
+    assert type(module.model).__name__ == "LlamaForQuestionAnswering"
+
+
+# What a run measures and leaves
+
+
+class Told(QuestionAnsweringModule):
+    """Says of each token what its number in the context tells it to say."""
+
+    def forward_batch(self, batch: Any) -> Tensor:
+        wanted = {"q0": "and", "q1": "and far", "q6": "film"}
+        logits = torch.zeros(*batch["input_ids"].shape, 2)
+        for window, row in enumerate(batch["row"].tolist()):
+            (i,) = (i for i, name in enumerate(batch["id"]) if name == f"q{row}")
+            text = wanted.get(f"q{row}")
+            if text is None:
+                logits[window, int(batch["no_answer_position"][window])] = 5.0
+                continue
+            begin = batch["context"][i].index(text)
+            starts = batch["offsets"][window, :, 0].tolist()
+            ends = batch["offsets"][window, :, 1].tolist()
+            logits[window, starts.index(begin), 0] = logits[window, ends.index(begin + len(text)), 1] = 4.0 + row
+        return logits
+
+
+def test_a_run_measures_by_the_official_rules_and_leaves_the_official_files(bert: str, tmp_path: Path) -> None:
+    data = data_module(bert, tmp_path)
+    module = Told(bert, **data.facts)
+    trainer = plain_trainer(callbacks=[ResultsWriter(tmp_path / "run")])
+    (metrics,) = trainer.test(module, data, verbose=False)
+    predictions = json.loads((tmp_path / "run/predictions.json").read_text())
+    assert predictions == {f"q{i}": {0: "and", 1: "and far", 6: "film"}.get(i, "") for i in range(8)}
+    # Seven questions have answers, of which one is given and one half; of the one without, something is said.
+    assert metrics["test/HasAns_exact"] == pytest.approx(100 / 7)
+    assert metrics["test/HasAns_f1"] == pytest.approx(100 * (1 + 2 / 3) / 7)
+    assert metrics["test/NoAns_exact"] == metrics["test/NoAns_f1"] == 0.0
+    assert metrics["test/exact_match"] == pytest.approx(100 / 8)
+    assert metrics["test/f1"] == pytest.approx(100 * (1 + 2 / 3) / 8)
+    assert (metrics["test/HasAns_total"], metrics["test/NoAns_total"]) == (7, 1)
+    assert metrics["test/best_f1"] >= metrics["test/f1"]
+
+    odds = json.loads((tmp_path / "run/null_odds.json").read_text())
+    assert odds["q0"] == pytest.approx(-8.0)
+    assert odds["q2"] == pytest.approx(10.0)
+    ranked = json.loads((tmp_path / "run/nbest_predictions.json").read_text())
+    assert ranked.keys() == predictions.keys() == odds.keys()
+    assert all(ranked[name][0]["text"] == text for name, text in predictions.items())
+    assert all(set(each) == {"text", "probability", "start_logit", "end_logit"} for each in ranked["q0"])
+    assert sum(each["probability"] for each in ranked["q0"]) == pytest.approx(1.0)
+    wrong = [json.loads(line) for line in (tmp_path / "run/wrong_predictions.jsonl").read_text().splitlines()]
+    assert [row["f1"] for row in wrong] == sorted(row["f1"] for row in wrong)
+    assert {row["id"] for row in wrong} == {f"q{i}" for i in range(1, 8)}
+    assert wrong[-1]["answers"] == ["far"]
+    assert (wrong[-1]["text"], wrong[-1]["f1"]) == ("and far", pytest.approx(2 / 3))
+
+
+def test_predicting_leaves_the_answers_and_the_official_files(bert: str, tmp_path: Path) -> None:
+    data = data_module(bert, tmp_path, [{k: v for k, v in row.items() if k != "answers"} for row in ROWS], train=None)
+    module = Told(bert, unanswerable=True)
+    plain_trainer(callbacks=[ResultsWriter(tmp_path / "run")]).predict(module, data)
+    files = {path.name for path in (tmp_path / "run").iterdir()}
+    assert files == {"predictions.jsonl", "predictions.json", "nbest_predictions.json", "null_odds.json"}
+    rows = [json.loads(line) for line in (tmp_path / "run/predictions.jsonl").read_text().splitlines()]
+    assert [row["row"] for row in rows] == list(range(8))
+    assert rows[0].keys() == {"id", "row", "question", "text", "start", "end", "score", "no_answer_score", "null_odds"}
+    assert (rows[0]["text"], rows[0]["start"]) == ("and", 14)
+    assert (rows[2]["text"], "start" in rows[2]) == ("", False)
+
+
+def test_a_question_in_windows_counts_once_and_its_best_window_speaks(bert: str, tmp_path: Path) -> None:
+    data = data_module(bert, tmp_path, max_length=24)
+    (metrics,) = plain_trainer().test(Told(bert, **data.facts), data, verbose=False)
+    assert metrics["test/HasAns_total"] + metrics["test/NoAns_total"] == len(ROWS)
+
+
+@pytest.mark.parametrize("rows", [ROWS[:2], ROWS[6:7], ROWS])
+def test_the_sanity_check_passes_whatever_its_batches_hold(
+    rows: list[dict[str, Any]], bert: str, tmp_path: Path
+) -> None:
+    data = data_module(bert, tmp_path, rows, batch_size=1)
+    module = QuestionAnsweringModule(bert, **data.facts)
+    trainer = plain_trainer(num_sanity_val_steps=2, limit_train_batches=1)
+    trainer.fit(module, data)
+    assert {"val/f1", "val/exact_match", "val/loss"} <= trainer.callback_metrics.keys()
+    assert module.monitor == ("val/f1", "max")
+
+
+def test_a_checkpoint_may_be_asked_with_another_threshold(bert: str, tmp_path: Path) -> None:
+    assert {"null_threshold", "n_best", "max_answer_length", "compile"} <= QuestionAnsweringModule.runtime_arguments
+
+
+def test_windows_are_as_long_as_in_the_data_module(bert: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert QuestionAnsweringModule(bert).max_length == QuestionAnsweringDataModule(bert).max_length == 64
+
+
+def test_fitting_learns_to_point_to_the_answer(bert: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    generator = random.Random(0)
+    words = ["good", "bad", "dull", "warm", "funny", "film", "story"]
+    rows = []
+    for i in range(64):
+        context = generator.sample(words, 5)
+        at = generator.randrange(5)
+        context[at] = "ending"
+        none = i % 4 == 0
+        if none:
+            context[at] = "plot"
+        text = " ".join(context)
+        answers = [] if none else [{"text": "ending", "answer_start": text.index("ending")}]
+        rows.append({"id": i, "question": "what", "context": text, "answers": answers})
+    data = data_module(bert, tmp_path, rows, batch_size=8, max_length=32)
+    module = QuestionAnsweringModule(bert, **data.facts, learning_rate=1e-2)
+    trainer = plain_trainer(max_epochs=8)
+    trainer.fit(module, data)
+    assert trainer.callback_metrics["val/f1"] > 95
+    assert trainer.callback_metrics["val/NoAns_f1"] > 90
+
+
+def test_shapes_are_checked_where_a_plain_python_would_not(bert: str) -> None:
+    with pytest.raises(jaxtyping.TypeCheckError):
+        QuestionAnsweringModule(bert).score(torch.randn(2, 4, 2), torch.tensor([1, 2]))
