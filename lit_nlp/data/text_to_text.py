@@ -1,0 +1,158 @@
+"""What translation and generative question answering share: a source text in, a target text out."""
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from lit_nlp.architecture import Architecture, architecture
+from lit_nlp.data.base import Split, TextDataModule
+from lit_nlp.data.batching import Lengths
+from lit_nlp.data.sources import Row
+from lit_nlp.errors import ConfigError
+from lit_nlp.generation import PairTokenizer, default_prompt
+from lit_nlp.pretrained import load_config
+from lit_nlp.tokenization import pad
+
+_IGNORED = -100
+# A text that isn't in the training data may need a longer target than any that is.
+_ROOM_TO_WRITE = 1.5
+
+
+class TextToTextDataModule(TextDataModule):
+    """Pairs of a source and a target text, for encoder-decoders, decoders, and encoders that become the former.
+
+    A batch holds `input_ids` and `attention_mask` `[rows, sequence]` and `labels` `[rows, target]`, padded with -100.
+    For a decoder the target stands behind the prompt, and `labels` `[rows, sequence]` are -100 over the prompt, so
+    that the loss is on the target alone. Outside training, the texts ride along as `source` and `target`.
+
+    Args:
+        max_length: Tokens of a source; for a decoder of source and target together. None: what the backbone reads,
+            at most 512.
+        max_target_length: Tokens of a target. None: `max_length`, for a decoder half of it.
+        prompt: The template around a source; ``{source}`` stands for it. None: the source alone, and for a
+            decoder its chat template, or a line break behind the source.
+        kwargs: The arguments of `TextDataModule`.
+    """
+
+    def __init__(
+        self, backbone: str, *, max_target_length: int | None = None, prompt: str | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(backbone, **kwargs)
+        if max_target_length is not None and max_target_length < 2:
+            raise ConfigError(f"max_target_length must be at least 2, got {max_target_length}", where="data")
+        self._max_target_length, self._prompt = max_target_length, prompt
+
+    # What a task says
+
+    def source_of(self, row: Row) -> str:
+        """Return what a row asks for, without the template."""
+        raise NotImplementedError
+
+    def target_of(self, row: Row) -> str:
+        """Return what is to be written."""
+        raise NotImplementedError
+
+    @property
+    def languages(self) -> dict[str, str | None]:
+        """The arguments of `PairTokenizer` that name languages."""
+        return {}
+
+    # What they share
+
+    @cached_property
+    def architecture(self) -> Architecture:
+        """What kind of transformer the backbone is."""
+        return architecture(load_config(self.backbone))
+
+    @cached_property
+    def prompt(self) -> str:
+        """The template around a source."""
+        return default_prompt(self.architecture, self.tokenizer) if self._prompt is None else self._prompt
+
+    @property
+    def pairs(self) -> PairTokenizer:
+        """What tokenises sources and targets."""
+        return PairTokenizer(
+            self.tokenizer,
+            load_config(self.backbone),
+            max_length=self.max_length,
+            max_target_length=self._max_target_length,
+            template=self.prompt,
+            **self.languages,
+        )
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the module must know: how sources are framed, and how long targets get."""
+        framed = {"max_target_length": self._max_target_length, "prompt": self.prompt, **self.languages}
+        return super().facts | framed | {"max_new_tokens": self._max_new_tokens()}
+
+    @property
+    def schema(self) -> pa.Schema:
+        """One row a pair."""
+        ids = pa.list_(pa.int32())
+        texts = {"source": pa.string(), "target": pa.string(), "where": pa.string()}
+        return pa.schema({"source_ids": ids, "target_ids": ids, "truncated": pa.bool_()} | texts)
+
+    def options(self, split: Split) -> dict[str, Any]:
+        """Add what frames sources and bounds targets."""
+        return super().options(split) | {"prompt": self.prompt, "target": self._max_target_length} | self.languages
+
+    def tokenise(self, rows: list[Row], split: Split) -> Mapping[str, list[Any]]:
+        """Tokenise both sides."""
+        pairs, texts = self.pairs, [self.source_of(row) for row in rows]
+        sources = pairs.sources(texts)
+        columns: dict[str, list[Any]] = {
+            "source_ids": sources.ids,
+            "source": texts,
+            "where": [row.where for row in rows],
+        }
+        if split == "predict":
+            nothing: list[Any] = [None] * len(rows)
+            return columns | {"target_ids": nothing, "target": nothing, "truncated": sources.truncated}
+        written = [self.target_of(row) for row in rows]
+        targets = pairs.targets(written)
+        truncated = [any(pair) for pair in zip(sources.truncated, targets.truncated, strict=True)]
+        return columns | {"target_ids": targets.ids, "target": written, "truncated": truncated}
+
+    def lengths(self, table: datasets.Dataset) -> Lengths:
+        """Both sides; for a decoder, which reads them in one, their sum."""
+        sides = np.stack([_sizes(table, name) for name in ("source_ids", "target_ids")], axis=1)
+        return sides.sum(1, keepdims=True) if self.architecture == "decoder" else sides
+
+    def batch_columns(self, split: Split) -> list[str]:
+        """Let the texts ride along where they are measured or shown."""
+        return ["source_ids", "target_ids"] + ([] if split == "train" else ["source", "target"])
+
+    def collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """Pad pairs to a batch."""
+        sources, targets = ([row[name] for row in rows] for name in ("source_ids", "target_ids"))
+        known = targets[0] is not None
+        if known and self.architecture == "decoder":
+            prompts, sources = sources, [source + target for source, target in zip(sources, targets, strict=True)]
+            targets = [[_IGNORED] * len(prompt) + target for prompt, target in zip(prompts, targets, strict=True)]
+        batch: dict[str, Any] = dict(pad([{"input_ids": ids} for ids in sources], int(self.tokenizer.pad_token_id)))
+        batch["row"] = torch.tensor([row["row"] for row in rows])
+        if known:
+            batch["labels"] = pad([{"input_ids": ids} for ids in targets], _IGNORED)["input_ids"]
+        texts = [name for name in ("source", "target") if rows[0].get(name) is not None]
+        return batch | {name: [row[name] for row in rows] for name in texts}
+
+    def _max_new_tokens(self) -> int | None:
+        """Return half as many tokens again as the longest training target has; None without training data."""
+        if self.sources["train"] is None:
+            return None
+        longest = int(_sizes(self._table("train"), "target_ids").max(initial=1))
+        return min(round(_ROOM_TO_WRITE * longest) + 1, self.pairs.max_target_length)
+
+
+def _sizes(table: datasets.Dataset, name: str) -> np.ndarray:
+    """Return the number of tokens in each row of a column; 0 where there are none."""
+    column = table.with_format("arrow")[name][:]
+    return np.asarray(pc.fill_null(pc.list_value_length(column), 0), dtype=np.int64)

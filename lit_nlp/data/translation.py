@@ -1,0 +1,110 @@
+"""Translation: sentences in one language, and what they say in another."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import datasets
+import pyarrow as pa
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from lit_nlp.data import sources
+from lit_nlp.data.base import Split
+from lit_nlp.data.sources import Columns, Row
+from lit_nlp.data.text_to_text import TextToTextDataModule
+from lit_nlp.errors import ConfigError
+
+
+class TranslationDataModule(TextToTextDataModule):
+    """Rows of `source` and `target`: of two columns, of two files of aligned lines (``train.{en,de}``), or nested.
+
+    Args:
+        source_lang: The source's language as the backbone's tokenizer writes it: `en_XX` for mBART, `en` for M2M100.
+            With a `translation` object in each row, also the key in it.
+        target_lang: The target's.
+        max_length_ratio: A pair is suspect where one text has more characters than this many times the other's,
+            or none. Suspect pairs are counted in a warning.
+        drop_suspect: Train without suspect pairs.
+        kwargs: The arguments of `TextToTextDataModule`.
+
+    Raises:
+        ConfigError: A ratio that every pair exceeds, or a language that the backbone doesn't know.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        *,
+        source_lang: str | None = None,
+        target_lang: str | None = None,
+        max_length_ratio: float = 9.0,
+        drop_suspect: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(backbone, **kwargs)
+        if max_length_ratio <= 1:
+            raise ConfigError(f"max_length_ratio must be above 1, got {max_length_ratio}", where="data")
+        self.source_lang, self.target_lang = source_lang, target_lang
+        self.max_length_ratio, self.drop_suspect = max_length_ratio, drop_suspect
+
+    @property
+    def languages(self) -> dict[str, str | None]:
+        """The languages that a multilingual tokenizer writes down."""
+        return {"source_lang": self.source_lang, "target_lang": self.target_lang}
+
+    def columns_of(self, split: Split) -> Columns:
+        """Read the source, and outside `predict` the target."""
+        text = ("source",) if split == "predict" else ("source", "target")
+        mapping = self._nested(split) | self.columns
+        return Columns(text=text, mapping=mapping, names=self.column_names, blank=split != "predict")
+
+    def source_of(self, row: Row) -> str:
+        """Return the text to translate."""
+        return str(row.values["source"])
+
+    def target_of(self, row: Row) -> str:
+        """Return its translation."""
+        return str(row.values["target"])
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Add whether a pair is suspect."""
+        return super().schema.append(pa.field("suspect", pa.bool_()))
+
+    def options(self, split: Split) -> dict[str, Any]:
+        """Add what makes a pair suspect."""
+        return super().options(split) | {"max_length_ratio": self.max_length_ratio}
+
+    def tokenise(self, rows: list[Row], split: Split) -> Mapping[str, list[Any]]:
+        """Tokenise both sides, and mark pairs that can hardly be a pair."""
+        columns = super().tokenise(rows, split)
+        pairs = zip(columns["source"], columns["target"], strict=True)
+        return {**columns, "suspect": [split != "predict" and self._is_suspect(*pair) for pair in pairs]}
+
+    def _is_suspect(self, source: str, target: str) -> bool:
+        shorter, longer = sorted((len(source.strip()), len(target.strip())))
+        return longer > self.max_length_ratio * shorter or longer == 0
+
+    def _open(self, split: Split) -> datasets.Dataset:
+        table = super()._open(split)
+        suspect = [row for row, flag in enumerate(table["suspect"][:]) if flag]
+        if not suspect:
+            return table
+        drops = split == "train" and self.drop_suspect
+        rank_zero_warn(
+            f"{split}: {len(suspect)} of {len(table)} pairs have an empty text, or one more than"
+            f" {self.max_length_ratio:g} times as long as the other, the first in {table[suspect[0]]['where']}; "
+            + ("they are left out." if drops else "data.drop_suspect trains without them.")
+        )
+        return table.select(sorted(set(range(len(table))) - set(suspect))) if drops else table
+
+    def _nested(self, split: Split) -> dict[str, str | list[str]]:
+        """Return where the texts stand if the rows hold a `translation` object, as the hub's data sets do."""
+        source, nested = self.sources[split], {}
+        if source is None or self.source_lang is None or self.target_lang is None:
+            return {}
+        found = sources.first_record(source).get("translation")
+        for side, language in (("source", self.source_lang), ("target", self.target_lang)):
+            for key in (language, language.partition("_")[0]):  # mBART's en_XX is en in the data
+                if isinstance(found, dict) and key in found:
+                    nested[side] = f"translation.{key}"
+        return {**nested}

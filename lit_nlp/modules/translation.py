@@ -1,0 +1,53 @@
+"""Translation: measured by sacrebleu, and written so that sacrebleu finds the same."""
+
+from typing import Any, ClassVar, Literal, cast
+
+from torch import nn
+
+from lit_nlp.metrics.translation import SacreMetric
+from lit_nlp.modules.base import Files
+from lit_nlp.modules.text_to_text import Generated, TextToTextModule
+
+
+class TranslationModule(TextToTextModule):
+    """Translates with an encoder-decoder (Marian, T5, mBART, M2M100, …), a decoder, or an encoder in both halves.
+
+    Measured by BLEU, chrF and TER on whole texts, not tokenised, with sacrebleu's defaults.
+
+    Args:
+        bleu_tokenizer: How sacrebleu's BLEU splits words. None: as its `target_lang` asks for, mostly 13a.
+        kwargs: The arguments of `TextToTextModule`.
+    """
+
+    runtime_arguments: ClassVar[set[str]] = TextToTextModule.runtime_arguments | {"bleu_tokenizer"}
+
+    def __init__(self, backbone: str, *, bleu_tokenizer: str | None = None, **kwargs: Any) -> None:
+        self._bleu = {"tokenize": bleu_tokenizer, "trg_lang": (kwargs.get("target_lang") or "")[:2]}
+        super().__init__(backbone, **kwargs)
+        self.save_hyperparameters()
+
+    def new_metrics(self) -> nn.ModuleDict:
+        """Return BLEU, chrF and TER."""
+        bleu = SacreMetric("bleu", **self._bleu)
+        return nn.ModuleDict({"bleu": bleu, "chrf": SacreMetric("chrf"), "ter": SacreMetric("ter")})
+
+    @property
+    def monitor(self) -> tuple[str, Literal["min", "max"]]:
+        """The metric that tells the best checkpoint, and its direction."""
+        return "val/bleu", "max"
+
+    @property
+    def signatures(self) -> dict[str, str]:
+        """How each metric was measured, in sacrebleu's words."""
+        return {name: cast(SacreMetric, each).signature for name, each in self._metrics_of("test").items()}
+
+    def test_files(self, rows: list[Generated]) -> Files:
+        """Return hypotheses, sources and references a line each, as the command `sacrebleu` reads them."""
+        columns = {
+            "hypotheses.txt": [row.text for row in rows],
+            "references.txt": [str(row.reference or "") for row in rows],
+            "sources.txt": [" ".join((row.source or "").split("\n")) for row in rows],
+        }
+        signatures = "".join(f"{name}|{signature}\n" for name, signature in self.signatures.items())
+        lines: Files = {name: "".join(f"{line}\n" for line in lines) for name, lines in columns.items()}
+        return lines | {"signatures.txt": signatures} | self.predict_files(rows)
