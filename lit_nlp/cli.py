@@ -2,8 +2,12 @@
 
 import inspect
 import logging
+import os
 import re
+import signal
 import sys
+import threading
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,9 +25,9 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from lit_nlp.callbacks.checkpointing import AtomicCheckpointIO
+from lit_nlp.callbacks.checkpointing import AtomicCheckpointIO, LastCheckpoint
 from lit_nlp.callbacks.results import ResultsWriter
-from lit_nlp.callbacks.run_folder import RunFolder
+from lit_nlp.callbacks.run_folder import RunFolder, newest_run, unused_run
 from lit_nlp.checkpoints import SECTION, read_checkpoint
 from lit_nlp.data.base import Split, TextDataModule, sample
 from lit_nlp.errors import CheckpointError, ConfigError, NonFiniteError, UserError, did_you_mean
@@ -31,8 +35,8 @@ from lit_nlp.files import unused, write_text
 from lit_nlp.modules.base import TransformerModule
 from lit_nlp.tokenization import Text
 
-# Arguments of a module that change how it runs and not what it is: a checkpoint doesn't fix them.
-_RUNTIME_ARGUMENTS = {"compile", "attn_implementation", "gradient_checkpointing"}
+# What decides which rows are held out, where there is no validation data.
+_HOLDING_OUT = {"seed", "val_fraction", "limit"}
 
 # A step is no more than half matrix products, and casting weights costs time too.
 _WORTH_BFLOAT16 = 1.5
@@ -51,13 +55,31 @@ _BESIDE_THE_POINT = (
 
 
 def run(args: list[str]) -> int:
-    """Run a verb; returns the exit status: 0 done, 2 a mistake in what was given, 143 ended by SIGTERM."""
+    """Run a verb; returns the exit status.
+
+    0 is done, 2 a mistake in what was given, 130 ended by the keyboard, 143 by SIGTERM.
+    """
     transformers.utils.logging.disable_progress_bar()
     for message in _BESIDE_THE_POINT:
         warnings.filterwarnings("ignore", message)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: "Tip:" not in record.getMessage()
     )
+    # Packed documents are told apart by their positions, for which there must be no mask.
+    logging.getLogger("transformers.modeling_utils").addFilter(
+        lambda record: "recommend passing in an `attention_mask`" not in record.getMessage()
+    )
+    interrupted: list[int] = []
+
+    def end_softly(number: int, _frame: object) -> None:
+        """End a fit behind its batch, as SIGTERM does, where Lightning waits for that; a second time at once."""
+        if interrupted or signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, None):
+            raise KeyboardInterrupt
+        interrupted.append(number)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, end_softly)
     try:
         _check_arguments(args)
         LitNLPCLI(args)
@@ -65,12 +87,28 @@ def run(args: list[str]) -> int:
         print(f"lit-nlp: {_one_line(str(error))}", file=sys.stderr)
         return 2
     except SIGTERMException:
-        print(
-            "lit-nlp: ended by SIGTERM; --ckpt_path with the run's last.ckpt goes on after its last epoch",
-            file=sys.stderr,
-        )
-        return 143
+        print("lit-nlp: ended early; --ckpt_path with the run's last.ckpt goes on from here", file=sys.stderr)
+        return 130 if interrupted else 143
+    except KeyboardInterrupt:
+        print("lit-nlp: interrupted", file=sys.stderr)
+        return 130
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"lit-nlp: {error.filename}: {error.strerror}; choose a place that you may use", file=sys.stderr)
+        return 2
+    except (ValueError, RuntimeError) as error:
+        if not _raised_by_lightning(error):
+            raise
+        print(f"lit-nlp: trainer: {_one_line(str(error))}", file=sys.stderr)
+        return 2
     return 0
+
+
+def _raised_by_lightning(error: Exception) -> bool:
+    """Whether Lightning itself refused something, as it does with arguments that don't fit: not what it called."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return "lightning" in Path(frames[-1].filename).parts
 
 
 class LitNLPTrainer(Trainer):
@@ -85,6 +123,7 @@ class LitNLPTrainer(Trainer):
         split: Split = "test",
         limit: int = 50,
         text: str | None = None,
+        text_pair: str | None = None,
         target: str | None = None,
         output: str | None = None,
     ) -> None:
@@ -96,6 +135,7 @@ class LitNLPTrainer(Trainer):
             split: Whose texts are explained.
             limit: At most this many texts, drawn at random by data.seed.
             text: Explain this one text instead.
+            text_pair: The second text of a pair.
             target: The class whose evidence is shown. By default the one predicted.
             output: The report's folder. By default reports/NAME.
         """
@@ -104,7 +144,9 @@ class LitNLPTrainer(Trainer):
 
         if limit < 1:
             raise ConfigError(f"limit must be at least 1, got {limit}", where="explain")
-        texts: Sequence[Text] = [text] if text is not None else []
+        if (text is not None and not text.strip()) or (text is None and text_pair is not None):
+            raise ConfigError("there is no text", where="explain", mend="give --text 'something to explain'")
+        texts: Sequence[Text] = [text if text_pair is None else (text, text_pair)] if text is not None else []
         labels = None
         if text is None:
             if not isinstance(datamodule, TextDataModule):
@@ -183,14 +225,22 @@ class LitNLPCLI(LightningCLI):
         """Find the checkpoint and the run's folder, and the precision where none was asked for."""
         config = self.settings
         self._check_one_backbone(config)
-        self.task = _snake_case(config.model.class_path.rpartition(".")[2].removesuffix("Module"))
+        task = _snake_case(config.model.class_path.rpartition(".")[2].removesuffix("Module"))
+        name = config.name or task
+        if Path(name).name != name:
+            raise ConfigError(
+                f"{name!r} is no name of a folder", where="name", mend="trainer.default_root_dir moves runs"
+            )
         root = Path(config.trainer.default_root_dir)
-        name = config.name or self.task
-        config.ckpt_path = self._checkpoint(config.get("ckpt_path"), root / name)
-        if config.ckpt_path is None:
-            self.folder = unused(root / name)
+        named = config.get("ckpt_path") in ("best", "last")
+        config.ckpt_path = self._checkpoint(config.get("ckpt_path"), root, name)
+        of_checkpoint = Path(config.ckpt_path).parent if config.ckpt_path else None
+        if of_checkpoint and (named or not config.name):
+            self.folder = of_checkpoint
+        elif self.verb == "fit" and root / name != of_checkpoint:
+            self.folder = unused_run(root, name)
         else:
-            self.folder = root / config.name if config.name else Path(config.ckpt_path).parent
+            self.folder = root / name
         self.checkpoint = read_checkpoint(config.ckpt_path) if config.ckpt_path else None
         self.resumed_at = self.checkpoint["global_step"] if self.checkpoint else 0
         if self.verb == "explain":
@@ -201,6 +251,7 @@ class LitNLPCLI(LightningCLI):
             config.trainer.precision = self._precision(config)
             rank_zero_info(f"Precision: {config.trainer.precision} (trainer.precision chooses another)")
         described = config.clone()
+        described.name = name
         if self.verb == "fit":
             # A saved `fit` starts a run of its own.
             described.ckpt_path = None
@@ -210,7 +261,7 @@ class LitNLPCLI(LightningCLI):
         """Build the data module, then the model with what it must know of the data, then the trainer."""
         config = self.settings
         if self.checkpoint:
-            self._agree(self.checkpoint["hyper_parameters"], config)
+            self._agree(self.checkpoint, config)
         self.datamodule = self._build("data").data
         self.model = self._restored(config) if self.checkpoint else self._new(config)
         verb_arguments = {name: config[name] for name in self._subcommand_method_arguments[self.verb]}
@@ -242,6 +293,10 @@ class LitNLPCLI(LightningCLI):
             )
         written = [str(path) for name in ("best", "last") if (path := self.folder / f"{name}.ckpt").exists()]
         rank_zero_info(f"Checkpoints: {', '.join(written) or 'none'}")
+        if written and hasattr(self.model, "save_backbone") and self.trainer.is_global_zero:
+            # Pre-training ends here: every other config takes this folder as its backbone.
+            type(self.model).load_from_checkpoint(written[0]).save_backbone(self.folder / "backbone")
+            rank_zero_info(f"Backbone: {self.folder / 'backbone'}")
 
     def after_explain(self) -> None:
         """Keep the configuration with the run, as the other verbs do."""
@@ -259,19 +314,20 @@ class LitNLPCLI(LightningCLI):
 
     def _check_one_backbone(self, config: Namespace) -> None:
         """Make sure that the data module isn't given a backbone of its own, which the model's would overrule."""
+        backbone = config.model.get("init_args", Namespace()).get("backbone")
         for option, value in _options(self.arguments):
-            if option in ("data.backbone", "data.init_args.backbone") and value != config.model.init_args.backbone:
+            if option in ("data.backbone", "data.init_args.backbone") and backbone not in (None, value):
                 raise ConfigError(
-                    f"data.backbone is {value}, model.backbone {config.model.init_args.backbone}",
+                    f"data.backbone is {value}, model.backbone {backbone}",
                     mend="give --model.backbone alone; the data module takes it from there",
                 )
 
-    def _checkpoint(self, given: str | None, folder: Path) -> str | None:
+    def _checkpoint(self, given: str | None, root: Path, name: str) -> str | None:
         """Return the checkpoint's path; `best` and `last` are those of the newest run of the name."""
         if given in ("best", "last"):
-            given = str(_newest(folder, f"{given}.ckpt"))
+            given = str(newest_run(root, name, holding=f"{given}.ckpt") / f"{given}.ckpt")
         if given is None and self.verb != "fit":
-            best = _newest(folder, "best.ckpt")
+            best = newest_run(root, name, holding="best.ckpt") / "best.ckpt"
             raise CheckpointError(
                 f"{self.verb} needs a checkpoint",
                 mend=f"give --ckpt_path {best if best.exists() else 'FILE, written by lit-nlp fit'}",
@@ -299,9 +355,11 @@ class LitNLPCLI(LightningCLI):
 
     def _new(self, config: Namespace) -> LightningModule:
         """Build a model from its backbone, with the facts of the data."""
-        arguments = config.model.init_args
-        # The data module has trained a tokenizer for a backbone from scratch.
-        arguments.backbone = getattr(self.datamodule, "backbone", arguments.backbone)
+        arguments = config.model.get("init_args", Namespace())
+        given = arguments.get("backbone")
+        if given is not None:
+            # For one from scratch, the data module has trained a tokenizer.
+            arguments.backbone = getattr(self.datamodule, "backbone", given)
         for name, fact in getattr(self.datamodule, "facts", {}).items():
             if name not in arguments:
                 continue
@@ -310,37 +368,48 @@ class LitNLPCLI(LightningCLI):
                     f"model.{name} is {arguments[name]!r}, but the data says {fact!r}", mend=f"leave model.{name} out"
                 )
             arguments[name] = fact
-        return cast(LightningModule, self._build("model").model)
+        model = cast(LightningModule, self._build("model").model)
+        if isinstance(model, TransformerModule):
+            model.save_hyperparameters({"backbone": given})
+        return model
 
     def _restored(self, config: Namespace) -> LightningModule:
         """Build the checkpoint's model, with what of the configuration may differ from it."""
         model_class = _import(config.model.class_path)
         if not issubclass(model_class, TransformerModule):
             raise ConfigError(f"{config.model.class_path} has no checkpoints of lit_nlp", mend="use its own Trainer")
-        runtime = {name: config.model.init_args[name] for name in self._on_command_line("model") & _RUNTIME_ARGUMENTS}
+        arguments, asked = config.model.init_args, self._on_command_line("model")
+        runtime = {
+            name: arguments[name]
+            for name in model_class.runtime_arguments & set(arguments.keys())
+            if name in asked or arguments[name] != _default(config.model.class_path, name)
+        }
         return cast(LightningModule, model_class.load_from_checkpoint(config.ckpt_path, **runtime))
 
-    def _agree(self, trained_with: dict[str, Any], config: Namespace) -> None:
+    def _agree(self, checkpoint: dict[str, Any], config: Namespace) -> None:
         """Give the data module the checkpoint's labels and tokenizer; stop where something contradicts it.
 
         Raises:
-            CheckpointError: The command line, or the data module, asks for something else.
+            CheckpointError: The command line asks for something else, or a config names other labels.
         """
-        model, data = config.model.init_args, config.data.get("init_args", Namespace())
+        model, data = (part.get("init_args", Namespace()) for part in (config.model, config.data))
+        trained_with = checkpoint["hyper_parameters"]
         asked_for = self._on_command_line("model")
         if self.verb == "fit":
             asked_for |= {name for name, value in model.items() if value != _default(config.model.class_path, name)}
-        for name in sorted(asked_for - _RUNTIME_ARGUMENTS):
+        for name in sorted(asked_for - getattr(_import(config.model.class_path), "runtime_arguments", set())):
             if name in trained_with and model[name] != trained_with[name]:
                 raise _conflict(config.ckpt_path, f"--model.{name} {model[name]}", f"{name} {trained_with[name]}")
         if model.get("labels") and model.labels != trained_with.get("labels"):
             raise _conflict(config.ckpt_path, f"model.labels {model.labels}", f"labels {trained_with.get('labels')}")
-        for name in set(data.keys()) & set(trained_with) - {"backbone"}:
+        read_with = trained_with | checkpoint.get("datamodule_hyper_parameters", {})
+        holds_out = self.verb == "validate" and data.get("val") is None
+        for name in sorted(set(data.keys()) & set(read_with) - {"backbone"} - (set() if holds_out else _HOLDING_OUT)):
             asked = list(dict.fromkeys(data[name].values())) if isinstance(data[name], dict) else data[name]
-            if asked in (None, _default(config.data.class_path, name)):
-                data[name] = trained_with[name]
-            elif asked != trained_with[name]:
-                raise _conflict(config.ckpt_path, f"data.{name} {asked}", f"{name} {trained_with[name]}")
+            if name not in self._on_command_line("data") | ({"labels"} if asked else set()):
+                data[name] = read_with[name]
+            elif asked != read_with[name]:
+                raise _conflict(config.ckpt_path, f"data.{name} {asked}", f"{name} {read_with[name]}")
         if "backbone" in data:
             data.backbone = config.ckpt_path
 
@@ -352,6 +421,8 @@ class LitNLPCLI(LightningCLI):
     def _trainer_extras(self, config: Namespace) -> dict[str, Any]:
         """Return what every run of ours adds to the trainer that the configuration describes."""
         trainer = self.config_init[self.verb].trainer
+        if trainer.overfit_batches:
+            raise ConfigError("overfit_batches needs a DataLoader of its own", mend="use --data.limit instead")
         if trainer.fast_dev_run or self.verb == "explain":
             return {"logger": False}
         callbacks: list[Callback] = [RunFolder(self.folder, self.verb, self.dump), ResultsWriter(self.folder)]
@@ -381,6 +452,8 @@ def _check_arguments(args: list[str]) -> None:
             f"{args[0]!r} is no verb; there are {', '.join(verbs)}",
             mend=did_you_mean(args[0], verbs) or "see lit-nlp --help",
         )
+    if [option for option, _ in _options(args)].count("text") > 1:
+        raise ConfigError("explain takes one text", where="--text", mend="put several into a file: --data.test FILE")
     for option, path in _options(args):
         if option in ("c", "config"):
             if "://" in path:
@@ -437,12 +510,6 @@ def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
-def _newest(folder: Path, name: str) -> Path:
-    """Return the file of the newest run among ``sentiment``, ``sentiment-2``, …"""
-    files = [file for run in (folder, *folder.parent.glob(f"{folder.name}-[0-9]*")) if (file := run / name).exists()]
-    return max(files, key=lambda file: file.stat().st_mtime, default=folder / name)
-
-
 def _loggers(folder: Path) -> list[Logger]:
     # A run that is resumed adds a file to TensorBoard's folder, but CSVLogger would start its file anew.
     table = CSVLogger(folder, name=unused(folder / "csv").name, version="")
@@ -450,11 +517,8 @@ def _loggers(folder: Path) -> list[Logger]:
 
 
 def _checkpoint_callbacks(folder: Path, model: LightningModule, *, validates: bool) -> list[Callback]:
-    """Return what keeps the best checkpoint and the last one.
-
-    `save_last` wouldn't do for the latter: it writes only when there is a new best.
-    """
-    last = ModelCheckpoint(dirpath=folder, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
+    """Return what keeps the best checkpoint and the last one."""
+    last = LastCheckpoint(folder)
     if not validates:
         return [last]
     monitor, mode = getattr(model, "monitor", ("val/loss", "min"))

@@ -2,8 +2,8 @@
 
 import json
 import os
-import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -19,28 +19,40 @@ def cache_folder() -> Path:
     return Path(os.environ.get("LIT_NLP_CACHE") or Path.home() / ".cache" / "lit_nlp")
 
 
+@contextmanager
+def written_whole(path: Path, *, keep_earlier: bool = False) -> Iterator[Path]:
+    """Give a path beside the target to write to, which is synced and moved there once it is whole.
+
+    Whatever fails or is killed meanwhile, the target is as it was, or new and whole.
+
+    Args:
+        keep_earlier: Keep an earlier file of the name beside it, as ``name-1.json``.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        yield partial
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        if keep_earlier and path.exists():
+            os.replace(path, unused(path.with_name(f"{path.stem}-1{path.suffix}")))
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str, *, keep_earlier: bool = True) -> None:
     """Write a file in one move.
 
     Args:
-        keep_earlier: Keep an earlier file of the name beside it, as ``name-1.json``.
+        keep_earlier: As for `written_whole`.
 
     Raises:
         UserError: The folder can't be written.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
-            try:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-                os.chmod(file.name, 0o644)
-                if keep_earlier and path.exists():
-                    os.replace(path, unused(path.with_name(f"{path.stem}-1{path.suffix}")))
-                os.replace(file.name, path)
-            finally:
-                Path(file.name).unlink(missing_ok=True)
+        with written_whole(path, keep_earlier=keep_earlier) as partial:
+            partial.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(
             f"it can't be written ({error.strerror})", where=str(path), mend="choose a folder that you may write"

@@ -2,12 +2,14 @@ import os
 from pathlib import Path
 
 import pytest
+
+# Read when huggingface_hub is imported: without a network each look-up would take a minute.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
 import torch
 
 from tests import backbones
-
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,14 +1,41 @@
 """Writing checkpoints so that a crash, a kill or a full disk never costs the last good one."""
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lit_nlp.errors import CheckpointError
+from lit_nlp.files import written_whole
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Keeps `last.ckpt`: the state after each epoch, and where SIGTERM ended the run.
+
+    `ModelCheckpoint(save_last=True)` wouldn't do: it writes only when there is a new best. Other exceptions leave
+    the file alone, since they come from the middle of a batch.
+
+    Args:
+        folder: Where to keep it.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__(
+            dirpath=folder,
+            filename="last",
+            save_on_train_epoch_end=True,
+            save_on_exception=True,
+            enable_version_counter=False,
+        )
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Save where a signal ended the run behind a batch."""
+        if isinstance(exception, SIGTERMException) and trainer.training:
+            super().on_exception(trainer, pl_module, exception)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -23,23 +50,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             CheckpointError: The folder can't be written, or the disk is full.
         """
-        target = Path(path)
-        partial: str | None = None
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".part", delete=False) as file:
-                partial = file.name
+            with written_whole(Path(path)) as partial, partial.open("wb") as file:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(partial, 0o644)
-            os.replace(partial, target)
         except (OSError, RuntimeError) as error:
             raise CheckpointError(
                 f"the checkpoint can't be written ({error})",
                 where=str(path),
                 mend="make room, or choose another trainer.default_root_dir; earlier checkpoints are untouched",
             ) from error
-        finally:
-            if partial is not None:
-                Path(partial).unlink(missing_ok=True)

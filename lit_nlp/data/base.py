@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-import os
 import random
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from itertools import islice
@@ -26,7 +24,7 @@ from lit_nlp.data import sources
 from lit_nlp.data.batching import Batches, BatchSampler, Lengths
 from lit_nlp.data.sources import Columns, Row
 from lit_nlp.errors import ConfigError
-from lit_nlp.files import cache_folder
+from lit_nlp.files import cache_folder, written_whole
 from lit_nlp.pretrained import load_tokenizer
 from lit_nlp.tokenization import resolve_max_length, tokenizer_fingerprint
 
@@ -34,7 +32,7 @@ Split = Literal["train", "val", "test", "predict"]
 Source = str | list[str]
 
 # Raise it when the same source and arguments would give other tables than before.
-_CACHE_FORMAT = 2
+_CACHE_FORMAT = 3
 _ROWS_AT_ONCE = 1_000
 _SPLITS_OF_VERB: dict[str, tuple[Split, ...]] = {
     "fit": ("train", "val"),
@@ -95,6 +93,7 @@ class TextDataModule(LightningDataModule):
         _require(max_tokens is None or max_tokens >= 1, f"max_tokens must be at least 1, got {max_tokens}")
         _require(0 < val_fraction < 1, f"val_fraction must lie between 0 and 1, got {val_fraction}")
         _require(limit is None or limit >= 1, f"limit must be at least 1, got {limit}")
+        _require(num_workers >= 0, f"num_workers must be at least 0, got {num_workers}")
         _require(max_length is None or max_length >= 1, f"max_length must be at least 1, got {max_length}")
         self._backbone = backbone
         self.sources: dict[Split, Source | None] = {"train": train, "val": val, "test": test, "predict": predict}
@@ -102,6 +101,8 @@ class TextDataModule(LightningDataModule):
         self._max_length, self.batch_size, self.max_tokens = max_length, batch_size, max_tokens
         self.val_fraction, self.limit, self.num_workers, self.seed = val_fraction, limit, num_workers, seed
         self.tables: dict[Split, datasets.Dataset] = {}
+        # Which rows were held out stands in the checkpoint, so that none of them is trained on and then tested.
+        self.save_hyperparameters({"val_fraction": val_fraction, "seed": seed, "limit": limit}, logger=False)
 
     # What a task says
 
@@ -143,6 +144,10 @@ class TextDataModule(LightningDataModule):
         """What a module must know of the data, by the names of the module's arguments."""
         return {"max_length": self.max_length}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave trainer and tables behind where a worker is spawned: it needs `collate` alone."""
+        return {**self.__dict__, "trainer": None, "tables": {}}
+
     # What every task shares
 
     @cached_property
@@ -153,7 +158,7 @@ class TextDataModule(LightningDataModule):
             return given
         columns = self.columns_of("train")
         texts = (row.values[name] for row in self.read("train") for name in columns.text)
-        return scratch.with_tokenizer(given, texts, [sources.fingerprint(self.sources["train"] or ""), repr(columns)])
+        return scratch.with_tokenizer(given, texts, [sources.fingerprint(self.source("train")), repr(columns)])
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -171,10 +176,18 @@ class TextDataModule(LightningDataModule):
         Raises:
             ConfigError: The split has no source.
         """
+        return sources.read(self.source(split), self.columns_of(split))
+
+    def source(self, split: Split) -> Source:
+        """Return where a split's rows come from.
+
+        Raises:
+            ConfigError: The split has no source.
+        """
         source = self.sources[split]
         if source is None:
             raise ConfigError(f"there is no {split} data", where=f"data.{split}", mend=f"give --data.{split} FILE")
-        return sources.read(source, self.columns_of(split))
+        return source
 
     def prepare_data(self) -> None:
         """Tokenise what the verb needs, once; other processes then find it in the cache."""
@@ -257,14 +270,12 @@ class TextDataModule(LightningDataModule):
         return datasets.Dataset.from_file(str(path))
 
     def _cache_key(self, split: Split) -> str:
-        source = self.sources[split]
-        if source is None:
-            self.read(split)
         identity = [
             _CACHE_FORMAT,
             f"{type(self).__module__}.{type(self).__qualname__}",
-            sources.fingerprint(source) if source else None,
+            sources.fingerprint(self.source(split)),
             repr(self.columns_of(split)),
+            str(self.schema),
             tokenizer_fingerprint(self.tokenizer),
             self.options(split),
             self.limit and [self.limit, self.seed],
@@ -272,18 +283,10 @@ class TextDataModule(LightningDataModule):
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
 
     def _write_table(self, split: Split, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         rows = tqdm(self._limited(self.read(split)), desc=f"Tokenising {split}", unit=" rows", disable=None)
-        # In the same folder, and moved when whole: a run that is stopped here leaves no half table.
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
-            try:
-                with pa.ipc.new_stream(file, self.schema) as writer:
-                    for some in _chunks(rows, _ROWS_AT_ONCE):
-                        writer.write_table(pa.table(dict(self.tokenise(some, split)), schema=self.schema))
-                file.flush()
-                os.replace(file.name, path)
-            finally:
-                Path(file.name).unlink(missing_ok=True)
+        with written_whole(path) as partial, pa.ipc.new_stream(str(partial), self.schema) as writer:
+            for some in _chunks(rows, _ROWS_AT_ONCE):
+                writer.write_table(pa.table(dict(self.tokenise(some, split)), schema=self.schema))
 
     def _limited(self, rows: Iterator[Row]) -> Iterable[Row]:
         if self.limit is None:

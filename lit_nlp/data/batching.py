@@ -33,11 +33,13 @@ def plan_batches(
         batch_size: Rows of a batch; with a token budget, at most these many.
         max_tokens: A budget of tokens, padding included, that a batch doesn't exceed; a row that is
             longer than the budget makes a batch of its own.
-        generator: Shuffles rows and batches. None: no shuffling, the longest first, so that a lack of
-            memory shows at once.
+        generator: Shuffles rows and batches. None: always the same order, the longest batch first, so that a
+            lack of memory shows at once, and the others mixed, so that the first few are like the rest.
     """
     if generator is None:
-        return _fill(np.arange(len(lengths)), lengths, batch_size, max_tokens)
+        longest, *others = _fill(np.arange(len(lengths)), lengths, batch_size, max_tokens) or [[]]
+        mixed = torch.randperm(len(others), generator=torch.Generator().manual_seed(0)).tolist()
+        return [batch for batch in (longest, *(others[i] for i in mixed)) if batch]
     order = torch.randperm(len(lengths), generator=generator).numpy()
     pool = batch_size * _POOL_BATCHES
     batches = []

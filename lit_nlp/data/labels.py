@@ -139,7 +139,7 @@ def _check_kinds(first_seen: dict[str, str]) -> None:
             where=first_seen[late],
             mend="write all labels alike, or name them in data.labels",
         )
-    if "-1" in numbers and "0" in numbers:
+    if "-1" in numbers and "-2" not in numbers and len(numbers) > 2 - ("0" in numbers):
         raise DataError(
             "label -1 usually means that a row has no label",
             where=first_seen["-1"],

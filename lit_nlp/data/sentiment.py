@@ -57,6 +57,7 @@ class SentimentDataModule(TextClassificationDataModule):
             raise ConfigError(f"sentiment has 2, 3 or 5 classes, got {classes}", where="data.classes")
         super().__init__(backbone, labels=labels or POLARITIES[classes or 2], problem_type="single_label", **kwargs)
         self.cutoffs = cutoffs
+        self.save_hyperparameters({"cutoffs": cutoffs}, logger=False)
         count = len(self.labels)
         if count not in POLARITIES or count != (classes or count):
             raise ConfigError(
@@ -72,6 +73,11 @@ class SentimentDataModule(TextClassificationDataModule):
         """Return the split's rows, without those that are neither negative nor positive."""
         rows = super().read(split)
         return self._polar(rows, split) if self._leaves_out_neutral and split != "predict" else rows
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the module must know; that there is one label a text goes without saying."""
+        return {name: fact for name, fact in super().facts.items() if name != "problem_type"}
 
     def options(self, split: Split) -> dict[str, Any]:
         """Add the cutoffs, which decide the labels' numbers."""

@@ -12,7 +12,7 @@ from lit_nlp.data import sources
 from lit_nlp.data.base import Split, TextDataModule
 from lit_nlp.data.labels import class_index, class_label, count_labels, in_order, number, several_labels
 from lit_nlp.data.sources import Columns, Row
-from lit_nlp.errors import ConfigError
+from lit_nlp.errors import ConfigError, DataError
 from lit_nlp.tokenization import encode, pad
 
 ProblemType = Literal["single_label", "multi_label", "regression"]
@@ -53,19 +53,20 @@ class TextClassificationDataModule(TextDataModule):
     ) -> None:
         super().__init__(backbone, **kwargs)
         self.pairs = pairs
-        self.label_names = _names(labels)
+        self.label_names = {} if problem_type == "regression" else _names(labels)
+        self._score = list(labels or ["score"])
         self.problem_type, self.label_separator, self.doc_stride = problem_type, label_separator, doc_stride
 
     @cached_property
     def labels(self) -> list[str]:
         """The classes' names, in the order of the logits; for regression the name of the score."""
         if self.problem_type == "regression":
-            return ["score"]
+            return self._score
         return list(dict.fromkeys(self.label_names.values())) or in_order(self._counted)
 
     @cached_property
     def label_counts(self) -> list[int]:
-        """The training rows of each class, in the order of `labels`; empty for regression."""
+        """The rows of each class in the training source, in the order of `labels`; empty for regression."""
         return [] if self.problem_type == "regression" else [self._counted[label] for label in self.labels]
 
     @property
@@ -92,7 +93,7 @@ class TextClassificationDataModule(TextDataModule):
         pair = ("text_pair",)
         return Columns(
             text=("text", *pair) if self.reads_pairs else ("text",),
-            optional_text=pair if self.reads_pairs is None else (),
+            optional_text=pair if self.pairs is None and not self.reads_pairs else (),
             value=None if split == "predict" else "label",
             mapping=self.columns,
             names=self.column_names,
@@ -117,6 +118,12 @@ class TextClassificationDataModule(TextDataModule):
     def tokenise(self, rows: list[Row], split: Split) -> Mapping[str, list[Any]]:
         """Tokenise texts and number labels."""
         pairs = [row.values.get("text_pair") for row in rows]
+        if self.reads_pairs is False and any(pairs):
+            raise DataError(
+                "there is a text_pair here, but the first training row has none",
+                where=rows[0].where,
+                mend="give all rows one, or set data.pairs to false to leave them unread",
+            )
         texts = [
             (row.values["text"], pair) if pair else row.values["text"] for row, pair in zip(rows, pairs, strict=True)
         ]

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, ClassVar, Literal, TypeVar, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -55,6 +55,9 @@ class TransformerModule(LightningModule):
         ConfigError: Arguments out of range.
         TypeError: An argument that is no JSON primitive, and so would not load from a checkpoint.
     """
+
+    # Arguments that change how the module runs and not what it is: a checkpoint doesn't fix them.
+    runtime_arguments: ClassVar[set[str]] = {"compile", "attn_implementation", "gradient_checkpointing"}
 
     def __init__(
         self,
@@ -175,7 +178,7 @@ class TransformerModule(LightningModule):
         losses = self.row_losses(self.forward_batch(batch), batch)
         loss = losses.sum() / self.loss_weight(batch)
         rows = _row_numbers(batch, len(losses))
-        if not torch.isfinite(loss):
+        if not self._finite_everywhere(loss):
             self._stop("loss", [rows[i] for i in torch.nonzero(~torch.isfinite(losses)).flatten().tolist()])
         self._rows_since_update += rows
         self.log("train/loss", loss, prog_bar=True, batch_size=len(losses))
@@ -252,13 +255,22 @@ class TransformerModule(LightningModule):
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
-        cls: type[M], checkpoint_path: str | Path, map_location: Any = "cpu", **changes: Any
+        cls: type[M],
+        checkpoint_path: str | Path,
+        map_location: Any = "cpu",
+        hparams_file: None = None,
+        strict: Literal[True] | None = None,
+        weights_only: Literal[True] | None = None,
+        **changes: Any,
     ) -> M:
         """Rebuild a module from its checkpoint alone, offline, by tensors and primitives only.
 
         Args:
             checkpoint_path: A local file that `fit` or a `Trainer` wrote.
             map_location: The device to load to.
+            hparams_file: Lightning's; the checkpoint holds the arguments itself.
+            strict: Lightning's; all weights must fit.
+            weights_only: Lightning's; nothing but tensors and primitives is ever unpickled.
             changes: Arguments that should differ from those the module was trained with.
 
         Raises:
@@ -291,8 +303,13 @@ class TransformerModule(LightningModule):
         return {name: tensor.to(self.device) for name, tensor in self.inputs(batch).items()}
 
     def embedding_layers(self) -> list[nn.Module]:
-        """Return the layers whose outputs stand for the tokens."""
-        return [self.model.get_input_embeddings()]
+        """Return the layers whose outputs stand for the tokens.
+
+        An encoder-decoder looks each token up in encoder and decoder apart, also where they share their weights.
+        """
+        if not self.model.config.is_encoder_decoder:
+            return [self.model.get_input_embeddings()]
+        return [half.get_input_embeddings() for half in (self.model.get_encoder(), self.model.get_decoder())]
 
     @property
     def baseline_id(self) -> int:
@@ -351,7 +368,18 @@ class TransformerModule(LightningModule):
                 )
             self.max_length = positions
 
+    def _finite_everywhere(self, loss: Tensor) -> bool:
+        """Whether the loss is finite in all processes: one that stops alone would leave the others waiting."""
+        finite = torch.isfinite(loss.detach()).int()
+        if _is_distributed():
+            torch.distributed.all_reduce(finite, op=torch.distributed.ReduceOp.MIN)
+        return bool(finite)
+
     def _stop(self, what: str, rows: list[int]) -> None:
+        if _is_distributed():
+            everyone: list[list[int]] = [[] for _ in range(torch.distributed.get_world_size())]
+            torch.distributed.all_gather_object(everyone, rows)
+            rows = [row for some in everyone for row in some]
         raise NonFiniteError(
             f"the {what} is not finite at step {self.global_step}; training stopped before the update",
             rows=rows,
@@ -372,6 +400,10 @@ def _positions(model: nn.Module) -> int | None:
             # RoBERTa and its kin count positions from beyond the padding token's number.
             return module.num_embeddings - module.padding_idx - 1
     return getattr(model.config, "max_position_embeddings", None)
+
+
+def _is_distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def _row_numbers(batch: Batch, rows: int) -> list[int]:

@@ -97,7 +97,15 @@ def test_long_and_short_batches_come_in_no_order() -> None:
 
 def test_evaluation_begins_with_the_longest_rows_and_wastes_the_least_padding() -> None:
     batches = plan_batches(SIDES, batch_size=32)
-    assert [LENGTHS[row] for row in rows_of(batches)] == sorted(LENGTHS, reverse=True)
+    longest_first = sorted(batches, key=lambda batch: [-LENGTHS[row] for row in batch])
+    assert batches[0] == longest_first[0]
+    assert [LENGTHS[row] for row in rows_of(longest_first)] == sorted(LENGTHS, reverse=True)
+
+
+def test_the_first_few_batches_of_an_evaluation_are_like_the_rest() -> None:
+    batches = plan_batches(SIDES, batch_size=32)
+    some = [LENGTHS[row] for row in rows_of(batches[1:20])]
+    assert sum(some) / len(some) == pytest.approx(sum(LENGTHS) / len(LENGTHS), rel=0.2)
 
 
 # A budget of tokens

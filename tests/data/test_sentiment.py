@@ -58,7 +58,7 @@ def test_two_classes_are_the_default(make: Make) -> None:
     assert numbers(module) == [1, 0, 1]
     assert module.facts["labels"] == ["negative", "positive"]
     assert module.facts["label_counts"] == [1, 2]
-    assert module.facts["problem_type"] == "single_label"
+    assert "problem_type" not in module.facts
 
 
 def test_a_misspelt_name_is_shown_the_one_that_was_meant(make: Make) -> None:

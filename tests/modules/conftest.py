@@ -2,19 +2,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub.constants
 import pytest
 import torch
 
 from lit_nlp import SentimentDataModule, SentimentModule
 from tests.backbones import CORPUS
 from tests.contract import write_rows
-
-
-@pytest.fixture(autouse=True)
-def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The environment's HF_HUB_OFFLINE is read at import; without a network each look-up would take a minute."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
 
 
 @pytest.fixture
