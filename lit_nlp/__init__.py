@@ -4,30 +4,54 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lit_nlp.data.generative_question_answering import GenerativeQuestionAnsweringDataModule
+    from lit_nlp.data.language_modeling import LanguageModelingDataModule
+    from lit_nlp.data.question_answering import QuestionAnsweringDataModule
     from lit_nlp.data.sentiment import SentimentDataModule
     from lit_nlp.data.text_classification import TextClassificationDataModule
+    from lit_nlp.data.translation import TranslationDataModule
     from lit_nlp.explain.attribution import attribute
     from lit_nlp.explain.report import write_report
+    from lit_nlp.modules.generative_question_answering import GenerativeQuestionAnsweringModule
+    from lit_nlp.modules.language_modeling import LanguageModelingModule
+    from lit_nlp.modules.question_answering import QuestionAnsweringModule
     from lit_nlp.modules.sentiment import SentimentModule
     from lit_nlp.modules.text_classification import TextClassificationModule
+    from lit_nlp.modules.translation import TranslationModule
 
 __version__ = "0.1.0"
 
 # Imported when first asked for: `import lit_nlp` costs milliseconds, and one part drags in no other's needs.
 _HOMES = {
+    "GenerativeQuestionAnsweringDataModule": "lit_nlp.data.generative_question_answering",
+    "GenerativeQuestionAnsweringModule": "lit_nlp.modules.generative_question_answering",
+    "LanguageModelingDataModule": "lit_nlp.data.language_modeling",
+    "LanguageModelingModule": "lit_nlp.modules.language_modeling",
+    "QuestionAnsweringDataModule": "lit_nlp.data.question_answering",
+    "QuestionAnsweringModule": "lit_nlp.modules.question_answering",
     "SentimentDataModule": "lit_nlp.data.sentiment",
     "SentimentModule": "lit_nlp.modules.sentiment",
     "TextClassificationDataModule": "lit_nlp.data.text_classification",
     "TextClassificationModule": "lit_nlp.modules.text_classification",
+    "TranslationDataModule": "lit_nlp.data.translation",
+    "TranslationModule": "lit_nlp.modules.translation",
     "attribute": "lit_nlp.explain.attribution",
     "write_report": "lit_nlp.explain.report",
 }
 
 __all__ = [
+    "GenerativeQuestionAnsweringDataModule",
+    "GenerativeQuestionAnsweringModule",
+    "LanguageModelingDataModule",
+    "LanguageModelingModule",
+    "QuestionAnsweringDataModule",
+    "QuestionAnsweringModule",
     "SentimentDataModule",
     "SentimentModule",
     "TextClassificationDataModule",
     "TextClassificationModule",
+    "TranslationDataModule",
+    "TranslationModule",
     "attribute",
     "write_report",
 ]

@@ -6,14 +6,17 @@ After the prefix stands a configuration of transformers: in place, as in ``scrat
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedTokenizerFast
 
@@ -27,8 +30,8 @@ _SENTINELS = 100
 
 def has_tokenizer(backbone: str) -> bool:
     """Whether a `scratch:` string names a folder that holds a tokenizer already."""
-    folder = Path(backbone.removeprefix(PREFIX))
-    return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
+    folder = backbone.removeprefix(PREFIX)
+    return any(os.path.isfile(f"{folder}/{name}") for name in ("tokenizer.json", "tokenizer_config.json"))
 
 
 def read_config(backbone: str) -> PreTrainedConfig:
@@ -38,11 +41,11 @@ def read_config(backbone: str) -> PreTrainedConfig:
         BackboneError: It can't be read, names no architecture, or has an argument that this one doesn't know.
     """
     rest, where = backbone.removeprefix(PREFIX).strip(), f"backbone {backbone}"
-    if Path(rest).is_dir():
-        return AutoConfig.from_pretrained(rest)
     try:
+        if os.path.isdir(rest):
+            return AutoConfig.from_pretrained(rest)
         given = yaml.safe_load(rest if rest.startswith("{") else Path(rest).read_text("utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         problem = f"the configuration can't be read ({' '.join(str(error).split())})"
         raise BackboneError(problem, where=where, mend="write scratch:{model_type: …}, a file or a folder") from error
     kind = given.get("model_type") if isinstance(given, dict) else None
@@ -54,7 +57,16 @@ def read_config(backbone: str) -> PreTrainedConfig:
         if not hasattr(known, name):
             mend = did_you_mean(name, vars(known)) or f"see the documentation of {type(known).__name__}"
             raise BackboneError(f"{kind} has no argument {name!r}", where=where, mend=mend)
-    return AutoConfig.for_model(**given)
+    # The tokenizer that is to be trained has special tokens of its own; the defaults may lie beyond its vocabulary.
+    size = given["vocab_size"] if isinstance(given.get("vocab_size"), int) else math.inf
+    beyond = [name for name, default in vars(known).items() if name.endswith("token_id") and (default or 0) >= size]
+    try:
+        # Where a decoder starts is the one that must be a number.
+        return AutoConfig.for_model(**{name: 0 if "start" in name else None for name in beyond} | given)
+    except (StrictDataclassError, TypeError, ValueError) as error:
+        problem = f"the configuration is none of {kind} ({' '.join(str(error).split())})"
+        mend = f"see the documentation of {type(known).__name__}"
+        raise BackboneError(problem, where=where, mend=mend) from error
 
 
 def with_tokenizer(backbone: str, texts: Iterable[str], corpus: Any) -> str:
@@ -147,7 +159,7 @@ def _write(folder: Path, tokenizer: PreTrainedTokenizerFast, config: PreTrainedC
     try:
         tokenizer.save_pretrained(partial)
         config.save_pretrained(partial)
-        if not folder.exists():
+        with suppress(OSError):  # another process of the run was faster
             os.replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -1,10 +1,12 @@
 import json
+import math
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from lit_nlp import __main__ as command
 from lit_nlp import cli
@@ -271,3 +273,47 @@ def test_help_and_version_answer_without_loading_torch() -> None:
     printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert "fit        fine-tune" in printed
     assert printed.endswith("False\n")
+
+
+def test_pre_training_ends_with_a_folder_that_another_config_takes_as_its_backbone(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("texts.txt").write_text("\n".join(GOOD + BAD))
+    config = yaml.safe_load(Path("config.yaml").read_text())
+    config["model"] = {
+        "class_path": "lit_nlp.LanguageModelingModule",
+        "init_args": {
+            "backbone": "scratch:{model_type: bert, vocab_size: 90, hidden_size: 8, num_hidden_layers: 1,"
+            " num_attention_heads: 1, intermediate_size: 8}"
+        },
+    }
+    config["data"] = {
+        "class_path": "lit_nlp.LanguageModelingDataModule",
+        "init_args": {"objective": "masked", **dict.fromkeys(("train", "val", "test", "predict"), "texts.txt")},
+    }
+    Path("pretrain.yaml").write_text(yaml.safe_dump(config))
+    assert command.main(["fit", "--config", "pretrain.yaml", "--name", "pretrain"]) == 0
+    folder = "checkpoints/pretrain/backbone"
+    names = {path.name for path in Path(folder).iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= names
+    best = torch.load("checkpoints/pretrain/best.ckpt", weights_only=True)["state_dict"]
+    weights = load_file(f"{folder}/model.safetensors")
+    assert weights
+    assert all(torch.equal(best[f"model.{name}"], weight) for name, weight in weights.items())
+
+    for verb in ("test", "predict"):
+        arguments = ["--config", "pretrain.yaml", "--ckpt_path", "checkpoints/pretrain/best.ckpt"]
+        assert command.main([verb, *arguments]) == 0
+    metrics = json.loads(Path("checkpoints/pretrain/metrics.json").read_text())
+    assert metrics["test/perplexity"] == pytest.approx(math.exp(metrics["test/loss"]), rel=1e-5)
+    predictions = lines("checkpoints/pretrain/predictions.jsonl")
+    assert [row["text"] for row in predictions] == GOOD + BAD
+    assert all(row["perplexity"] > 1 for row in predictions)
+
+    assert lit_nlp("fit", "--model.backbone", folder) == 0
+    assert lit_nlp("test", "--ckpt_path", "checkpoints/sentiment/best.ckpt") == 0
+
+
+def test_only_what_is_pre_trained_leaves_a_backbone(project: Path) -> None:
+    fitted()
+    assert not Path("checkpoints/sentiment/backbone").exists()

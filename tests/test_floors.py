@@ -20,7 +20,8 @@ FLOORS = [
     {"modules"},
     {"metrics"},
     {"data"},
-    {"tokenization", "pretrained", "checkpoints", "packages", "files", "errors", "architecture", "scratch"},
+    {"tokenization", "pretrained", "checkpoints", "packages", "files", "errors", "architecture", "scratch"}
+    | {"objectives"},
 ]
 # DESIGN.md: data and modules know nothing of each other but the batch.
 STRANGERS = [("modules", "data"), ("metrics", "data")]

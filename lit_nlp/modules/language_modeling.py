@@ -1,0 +1,344 @@
+"""Language modelling: what comes before fine-tuning, for encoders, decoders and encoder-decoders."""
+
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any, cast
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MeanMetric
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, PreTrainedConfig
+
+from lit_nlp.architecture import Architecture, architecture
+from lit_nlp.errors import BackboneError, ConfigError
+from lit_nlp.modules.base import Batch, TransformerModule
+from lit_nlp.objectives import IGNORED, Examples, Objective, causal
+
+_OBJECTIVE_OF: dict[Architecture, Objective] = {
+    "encoder": "masked",
+    "decoder": "causal",
+    "encoder_decoder": "denoising",
+}
+_AUTO_CLASSES = {
+    "masked": AutoModelForMaskedLM,
+    "causal": AutoModelForCausalLM,
+    "denoising": AutoModelForSeq2SeqLM,
+}
+# Of the logits' spread: far above what rounding does, far below what a token of another document does.
+_SAME_LOGITS = 1e-3
+
+
+# Not frozen: Lightning copies what predict_step returns field by field.
+@dataclass
+class TextLoss:
+    """How well the module foresees one text.
+
+    Attributes:
+        text: The text; None where the module saw its tokens only.
+        loss_nats: Of all tokens that were to be found, together.
+        tokens: How many these were.
+        perplexity: exp(loss_nats / tokens); None where there were no tokens.
+        row: The row's number in its split, where the data module told it.
+    """
+
+    text: str | None
+    loss_nats: float
+    tokens: int
+    perplexity: float | None
+    row: int | None = None
+
+
+class LanguageModelingModule(TransformerModule):
+    """A backbone that learns to find tokens: masked ones, the next one, or those of hidden spans.
+
+    `val/loss` and `test/loss` are nats a token over all tokens of the split that are to be found, and perplexity is
+    exp of it; both without label smoothing. Of a masked language model it is a pseudo-perplexity: of the masked tokens
+    alone, given the others.
+
+    Args:
+        objective: `masked` for encoders, `causal` for decoders, `denoising` for encoder-decoders. None: the one of
+            the backbone's architecture.
+        mask_probability: Share of the tokens to be found, when the module tokenises texts by itself.
+        span_length: Mean tokens of a hidden span, likewise.
+        kwargs: The arguments of `TransformerModule`.
+
+    Raises:
+        BackboneError: The backbone isn't made for the objective, or reads across packed documents.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        *,
+        objective: Objective | None = None,
+        mask_probability: float = 0.15,
+        span_length: float = 3.0,
+        **kwargs: Any,
+    ) -> None:
+        self.objective = objective
+        super().__init__(backbone, **kwargs)
+        self.save_hyperparameters()
+        self.mask_probability, self.span_length = mask_probability, span_length
+        self.losses = nn.ModuleDict({"val": MeanMetric(), "test": MeanMetric()})
+        self._since = perf_counter()
+
+    # Training
+
+    def auto_class(self, config: PreTrainedConfig) -> Any:
+        """Return the class with the head of the objective.
+
+        Raises:
+            BackboneError: The backbone isn't made for the objective.
+        """
+        kind = architecture(config)
+        fitting = _OBJECTIVE_OF[kind]
+        if self.objective not in (None, fitting):
+            raise BackboneError(
+                f"{config.model_type} is an {kind.replace('_', '-')}".replace("an decoder", "a decoder")
+                + f", which the objective {self.objective} doesn't fit",
+                where=f"backbone {config.name_or_path}" if config.name_or_path else "model.backbone",
+                mend=f"set data.objective to {fitting}, or choose another backbone",
+            )
+        self.objective = fitting
+        return _AUTO_CLASSES[fitting]
+
+    def setup(self, stage: str) -> None:
+        """Compile the model where fitting asks for it, and make sure that packed documents don't see each other.
+
+        Raises:
+            BackboneError: They do.
+        """
+        if stage == "fit" and self.objective == "causal":
+            self._check_packing()
+        super().setup(stage)
+
+    def forward(self, **inputs: Tensor) -> Float[Tensor, "*places vocabulary"]:
+        """Return the logits at each token: `[batch, sequence, vocabulary]`."""
+        # With a cache, transformers wouldn't look for packed documents.
+        cached = {} if self.objective == "masked" else {"use_cache": False}
+        return cast(Tensor, self.model(**inputs, **cached).logits)
+
+    def forward_batch(self, batch: Batch) -> Float[Tensor, "found vocabulary"]:
+        """Return the logits of the tokens to be found, in float32, row by row."""
+        where = self.places(batch)
+        head = self.model.get_output_embeddings()
+        if head is None or self.hparams["compile"]:
+            return self(**self.inputs(batch))[where].float()
+        with _only_at(where, head):
+            return cast(Tensor, self(**self.inputs(batch))).float()
+
+    def inputs(self, batch: Batch) -> dict[str, Tensor]:
+        """Return what of a batch the model's forward takes; a decoder behind an encoder reads the labels before."""
+        inputs = super().inputs(batch)
+        if self.objective == "denoising" and "labels" in batch:
+            model = cast(Any, self.model)
+            inputs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
+        return inputs
+
+    def labels(self, batch: Batch) -> Int[Tensor, "batch sequence"]:
+        """Return what is to be found at each place of the logits; -100 where nothing is."""
+        labels = cast(Tensor, batch["labels"])
+        return F.pad(labels[:, 1:], (0, 1), value=IGNORED) if self.objective == "causal" else labels
+
+    def places(self, batch: Batch) -> Bool[Tensor, "batch sequence"]:
+        """Return at which places of the logits something is to be found."""
+        return self.labels(batch) != IGNORED
+
+    def row_losses(self, outputs: Float[Tensor, "found vocabulary"], batch: Batch) -> Float[Tensor, " batch"]:
+        """Return the loss of each sequence, all its tokens together, in nats."""
+        labels = self.labels(batch)
+        where = labels != IGNORED
+        smoothing = self.label_smoothing if self.training else 0.0
+        losses = F.cross_entropy(outputs, labels[where], label_smoothing=smoothing, reduction="none")
+        return losses.new_zeros(len(labels)).index_add(0, where.nonzero()[:, 0], losses)
+
+    def loss_weight(self, batch: Batch) -> Tensor:
+        """Return the number of tokens to be found: each counts the same, in whatever row it stands."""
+        return self.places(batch).sum().clamp_min(1)
+
+    def on_train_epoch_start(self) -> None:
+        """Start the clock."""
+        self._since = perf_counter()
+
+    def on_validation_end(self) -> None:
+        """Start the clock anew: a validation inside an epoch doesn't count."""
+        self._since = perf_counter()
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Log how many tokens a second were learnt from, padding not counted, on all devices together."""
+        tokens = int(batch["length"].sum()) if "length" in batch else batch["input_ids"].numel()
+        before, self._since = self._since, perf_counter()
+        rate = tokens * self.trainer.world_size / (self._since - before)
+        self.log("train/tokens_per_second", rate, batch_size=len(batch["input_ids"]))
+
+    # Evaluation
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin anew: here, since what is reset in inference mode can't be added to outside of it."""
+        self._loss_of("val").reset()
+
+    def on_test_epoch_start(self) -> None:
+        """Begin anew."""
+        self._loss_of("test").reset()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Measure a batch."""
+        self._evaluate("val", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Measure a batch."""
+        self._evaluate("test", batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log loss and perplexity of the validation split."""
+        self._log_losses("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log loss and perplexity of the test split."""
+        self._log_losses("test")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[TextLoss]:
+        """Return the loss of each text of a batch, whose sequences stand together."""
+        losses = self.row_losses(self.forward_batch(batch), batch)
+        counts = self.places(batch).sum(1)
+        numbers, text, _ = torch.unique_consecutive(batch["row"], return_inverse=True, return_counts=True)
+        sums = losses.new_zeros(len(numbers)).index_add(0, text, losses).tolist()
+        tokens = counts.new_zeros(len(numbers)).index_add(0, text, counts).tolist()
+        texts = batch.get("text", [None] * len(numbers))
+        return [
+            TextLoss(each, nats, count, math.exp(nats / count) if count else None, row)
+            for each, nats, count, row in zip(texts, sums, tokens, numbers.tolist(), strict=True)
+        ]
+
+    # Predictions
+
+    def predict_texts(self, texts: Sequence[str], batch_size: int = 32) -> list[TextLoss]:
+        """Return how well the module foresees texts, in their order.
+
+        Each token of a text counts once. A masked language model finds it among other masked ones, as in training,
+        and the text's tokens in several passes.
+
+        Args:
+            texts: Of any length; longer ones are cut into blocks of `max_length`.
+            batch_size: Texts that are read at once.
+        """
+        if isinstance(texts, str):
+            raise ConfigError("expected a list of texts, got one text", where="texts", mend="write [text]")
+        documents = self.examples.documents(texts).ids if texts else []
+        order = sorted(range(len(texts)), key=lambda i: -len(documents[i]))
+        found: dict[int, TextLoss] = {}
+        with self.evaluating(), torch.inference_mode():
+            for start in range(0, len(order), batch_size):
+                some = order[start : start + batch_size]
+                examples = [(i, example) for i in some for example in self.examples.complete(documents[i])]
+                batch: dict[str, Any] = dict(self.examples.pad([example for _, example in examples]))
+                batch["row"] = torch.tensor([i for i, _ in examples])
+                batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
+                for each in self.predict_step(batch | {"text": [texts[i] for i in some]}, 0):
+                    found[cast(int, each.row)] = each
+        for each in found.values():
+            each.row = None
+        return [found[i] for i in range(len(texts))]
+
+    @property
+    def examples(self) -> Examples:
+        """What makes examples of texts, as in training."""
+        return Examples(
+            self.tokenizer,
+            cast(Objective, self.objective),
+            max_length=self.max_length,
+            mask_probability=self.mask_probability,
+            span_length=self.span_length,
+        )
+
+    # Attribution
+
+    def targets(self) -> list[str]:
+        """Return the tokens, in the order of the logits."""
+        return cast(list[str], self.tokenizer.convert_ids_to_tokens(list(range(len(self.tokenizer)))))
+
+    def score(
+        self, outputs: Float[Tensor, "batch sequence vocabulary"], target: Int[Tensor, "batch 2"]
+    ) -> Float[Tensor, " batch"]:
+        """Return the log probability of a token at a place of each row: `target` holds place and token.
+
+        The place is one of the logits: for `causal` that of the token before.
+        """
+        place, token = target.unbind(1)
+        rows = torch.arange(len(outputs), device=outputs.device)
+        return outputs[rows, place].log_softmax(-1).gather(1, token.unsqueeze(1)).squeeze(1)
+
+    def embedding_layers(self) -> list[nn.Module]:
+        """Return the layers whose outputs stand for the tokens, those of both halves of an encoder-decoder."""
+        if self.objective != "denoising":
+            return super().embedding_layers()
+        halves = self.model.get_encoder(), self.model.get_decoder()
+        return [cast(nn.Module, half.get_input_embeddings()) for half in halves]
+
+    # The backbone that comes of it
+
+    def save_backbone(self, folder: str | Path) -> None:
+        """Write a folder as transformers reads it: configuration, weights and tokenizer; whole or not at all."""
+        folder = Path(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = tempfile.mkdtemp(dir=folder.parent, suffix=".part")
+        try:
+            self.model.save_pretrained(partial)
+            self.tokenizer.save_pretrained(partial)
+            for file in Path(partial).iterdir():
+                file.chmod(0o644)
+            os.chmod(partial, 0o755)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(partial, folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def _evaluate(self, split: str, batch: Batch) -> None:
+        losses = self.row_losses(self.forward_batch(batch), batch)
+        tokens = self.places(batch).sum()
+        if tokens:
+            self._loss_of(split).update(losses.sum() / tokens, weight=tokens)
+
+    def _log_losses(self, split: str) -> None:
+        mean = self._loss_of(split).compute()
+        self.log_dict({f"{split}/loss": mean, f"{split}/perplexity": mean.exp()}, sync_dist=True)
+
+    def _loss_of(self, split: str) -> MeanMetric:
+        return cast(MeanMetric, self.losses[split])
+
+    def _check_packing(self) -> None:
+        """Make sure that a document reads the same behind another as alone."""
+        if self.model.config._attn_implementation not in ("sdpa", "eager"):
+            return  # Flash attention takes documents apart by the same positions, but runs on a GPU only.
+        first, second = ([i % self.model.config.vocab_size for i in range(start, start + 4)] for start in (5, 11))
+        alone, packed = self._logits([second]), self._logits([first, second])
+        if (packed[:, 4:] - alone).abs().max() > _SAME_LOGITS * alone.std():
+            raise BackboneError(
+                f"{self.model.config.model_type} reads across documents that stand in one block",
+                where=f"backbone {self.hparams['backbone']}",
+                mend="choose one whose attention takes documents apart by position_ids, such as Llama or GPT-2",
+            )
+
+    def _logits(self, pieces: list[list[int]]) -> Float[Tensor, "1 sequence vocabulary"]:
+        batch = self.examples.pad([causal(pieces)])
+        with self.evaluating(), torch.no_grad():
+            return self(**self.inputs({name: tensor.to(self.device) for name, tensor in batch.items()})).float()
+
+
+@contextmanager
+def _only_at(places: Bool[Tensor, "batch sequence"], head: nn.Module) -> Iterator[None]:
+    """Let the head see the chosen places alone: of a masked language model's, six in seven would be for nothing."""
+    hook = head.register_forward_pre_hook(lambda _, given: (given[0][places], *given[1:]))
+    try:
+        yield
+    finally:
+        hook.remove()
