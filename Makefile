@@ -16,7 +16,7 @@ demo: $(READY)
 	$(BIN)/lit-nlp fit --config configs/sentiment.yaml --name $(NAME)
 	$(BIN)/lit-nlp test $(CHECKPOINT)
 	$(BIN)/lit-nlp predict $(CHECKPOINT)
-	$(BIN)/lit-nlp explain $(CHECKPOINT)
+	$(BIN)/lit-nlp explain $(CHECKPOINT) --limit 20
 	@echo
 	@echo "Checkpoint:  checkpoints/$(NAME)/best.ckpt"
 	@echo "Metrics:     checkpoints/$(NAME)/metrics.json and test.md"
@@ -46,5 +46,5 @@ $(READY): constraints.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --constraint constraints.txt torch
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[demo,gguf,dev]'
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[demo,gguf,sentencepiece,dev]'
 	touch $@

@@ -142,6 +142,8 @@ class LitNLPTrainer(Trainer):
         from lit_nlp.explain import attribute, write_report
         from lit_nlp.explain.explainable import Explainable
 
+        if not isinstance(model, Explainable):
+            raise ConfigError(f"{type(model).__name__} has no classes to explain", where="explain")
         if limit < 1:
             raise ConfigError(f"limit must be at least 1, got {limit}", where="explain")
         if (text is not None and not text.strip()) or (text is None and text_pair is not None):
@@ -152,11 +154,7 @@ class LitNLPTrainer(Trainer):
             if not isinstance(datamodule, TextDataModule):
                 raise ConfigError("explain needs texts", mend="give --text or a data module of lit_nlp")
             texts, labels = _labelled_texts(datamodule, model, split, limit)
-        module: object = model.to(self.strategy.root_device)
-        if not isinstance(module, Explainable):
-            raise ConfigError(
-                f"{type(model).__name__} offers nothing to explain", mend="give it what Explainable names"
-            )
+        module: Any = model.to(self.strategy.root_device)
         attributions = attribute(module, texts, method=method, target=target, labels=labels, progress=True)
         folder = Path(output or "reports")
         facts = {

@@ -118,7 +118,9 @@ class Contract:
         batch = rows_of(datamodule, [0, 1, 2])
         task.row_losses(task.forward_batch(batch), batch).mean().backward()
         without = [
-            name for name, weight in task.named_parameters() if weight.grad is None or not weight.grad.abs().sum() > 0
+            name
+            for name, weight in task.named_parameters()
+            if weight.requires_grad and (weight.grad is None or not weight.grad.abs().sum() > 0)
         ]
         assert without == []
 
@@ -204,7 +206,8 @@ def outputs(module: TransformerModule, batch: Mapping[str, Tensor]) -> Tensor:
 
 
 def weights(module: torch.nn.Module) -> dict[str, Tensor]:
-    return {name: weight.detach().clone() for name, weight in module.named_parameters()}
+    """Return a copy of what is trained: all but tables of positions that are fixed by a formula."""
+    return {name: each.detach().clone() for name, each in module.named_parameters() if each.requires_grad}
 
 
 def traces(module: torch.nn.Module) -> list[object]:

@@ -20,7 +20,17 @@ FLOORS = [
     {"modules"},
     {"metrics"},
     {"data"},
-    {"tokenization", "pretrained", "checkpoints", "packages", "files", "errors", "architecture", "scratch"}
+    {
+        "tokenization",
+        "pretrained",
+        "checkpoints",
+        "packages",
+        "files",
+        "errors",
+        "architecture",
+        "generation",
+        "scratch",
+    }
     | {"objectives"},
 ]
 # DESIGN.md: data and modules know nothing of each other but the batch.

@@ -89,7 +89,9 @@ def save_m2m100(folder: Path) -> str:
     (folder / "x.json").write_text(json.dumps({piece: i for i, piece in enumerate(pieces)}))
     tokenizer = M2M100Tokenizer(str(folder / "x.json"), str(folder / "x.spm"), model_max_length=64)
     tokenizer.save_pretrained(folder)
-    config = M2M100Config(vocab_size=len(tokenizer) + 8, decoder_start_token_id=2, **_SMALL)
+    config = M2M100Config(
+        vocab_size=tokenizer.encoder_size + len(tokenizer.lang_code_to_id) + 8, decoder_start_token_id=2, **_SMALL
+    )
     M2M100ForConditionalGeneration(config).save_pretrained(folder)
     return str(folder)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import datasets
 import numpy as np
@@ -105,6 +105,8 @@ class TextDataModule(LightningDataModule):
         self.save_hyperparameters({"val_fraction": val_fraction, "seed": seed, "limit": limit}, logger=False)
 
     # What a task says
+
+    instead_of_truncating: ClassVar[str] = "raise max_length to read them whole"
 
     def columns_of(self, split: Split) -> Columns:
         """Return the columns that the task reads of a split's files."""
@@ -236,7 +238,7 @@ class TextDataModule(LightningDataModule):
         if truncated:
             rank_zero_warn(
                 f"{split}: {truncated} of {len(table)} texts are longer than max_length={self.max_length} tokens"
-                " and were truncated; set doc_stride to split them into windows instead."
+                f" and were truncated; {self.instead_of_truncating}."
             )
         return table
 

@@ -142,8 +142,8 @@ def fingerprint(source: str | list[str]) -> list[str | int]:
         if file.name.startswith(HUB):
             parts += [file.name, str(_load_hub(file)._fingerprint)]
         else:
-            for path in _aligned(file.path):
-                with _system_faults(file):
+            for name, path in zip(_aligned(file.name), _aligned(file.path), strict=True):
+                with _system_faults(File(name, path)):
                     stat = os.stat(path)
                 parts += [os.path.abspath(path), stat.st_size, stat.st_mtime_ns]
     return parts

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
 import torch
@@ -39,6 +39,8 @@ class TextClassificationDataModule(TextDataModule):
         pairs: Whether rows hold a `text_pair`, which every split then needs. None: the training data tells.
         kwargs: The arguments of `TextDataModule`.
     """
+
+    instead_of_truncating: ClassVar[str] = "set doc_stride to split them into windows instead"
 
     def __init__(
         self,

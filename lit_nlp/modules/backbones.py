@@ -63,6 +63,9 @@ def load_model(
         raise unloadable(backbone, error) from error
     if isinstance(model, EncoderDecoderModel) and getattr(model.encoder, "pooler", None) is not None:
         model.encoder.pooler = None  # no decoder reads it, and a parameter without a gradient stops DDP
+    for part in model.modules():
+        if type(part).__name__.endswith("SinusoidalPositionalEmbedding"):
+            part.requires_grad_(False)  # from_pretrained forgets it, and a parameter without a gradient stops DDP
     # from_pretrained returns a model in eval mode, and Lightning keeps the mode that it finds: without
     # this, fine-tuning would run without dropout.
     return cast(PreTrainedModel, model.train())

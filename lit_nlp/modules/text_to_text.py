@@ -130,7 +130,7 @@ class TextToTextModule(TransformerModule):
         """Return the class that writes: a decoder alone, or behind an encoder."""
         return AutoModelForCausalLM if architecture(config) == "decoder" else AutoModelForSeq2SeqLM
 
-    def forward(self, **inputs: Int[Tensor, "rows sequence"]) -> Float[Tensor, "rows target vocabulary"]:
+    def forward(self, **inputs: Int[Tensor, "rows _"]) -> Float[Tensor, "rows target vocabulary"]:
         """Return the logits of each token that follows."""
         return cast(Tensor, self.model(**inputs, use_cache=False).logits)
 
@@ -238,7 +238,7 @@ class TextToTextModule(TransformerModule):
             metric.reset()
 
     def _metrics_of(self, split: str) -> dict[str, Metric]:
-        return cast(dict[str, Metric], self.metrics[split])
+        return dict(cast(nn.ModuleDict, self.metrics[split]).items())  # type: ignore[arg-type]
 
     def _token_losses(
         self, outputs: Float[Tensor, "rows target vocabulary"], batch: Batch, smoothing: float

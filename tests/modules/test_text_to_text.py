@@ -1,0 +1,322 @@
+"""Translation and generative question answering: the loss on a target, and writing one."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rouge_score.rouge_scorer import RougeScorer
+from torch import Tensor
+from torch.nn import functional as F
+
+from lit_nlp import (
+    GenerativeQuestionAnsweringDataModule,
+    GenerativeQuestionAnsweringModule,
+    TranslationDataModule,
+    TranslationModule,
+)
+from lit_nlp.callbacks.results import ResultsWriter
+from lit_nlp.metrics.question_answering import f1
+from tests import language_models, translators
+from tests.backbones import CORPUS
+from tests.contract import Contract, outputs, plain_trainer, rows_of, write_rows
+from tests.translators import GERMAN
+
+
+@pytest.fixture(scope="session")
+def marian(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return translators.save_marian(tmp_path_factory.mktemp("marian"))
+
+
+@pytest.fixture(scope="session")
+def m2m100(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return translators.save_m2m100(tmp_path_factory.mktemp("m2m100"))
+
+
+@pytest.fixture(scope="session")
+def t5(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return language_models.save("t5", tmp_path_factory.mktemp("t5"))
+
+
+def translation_data(backbone: str, folder: Path, **arguments: Any) -> TranslationDataModule:
+    rows = [{"source": source, "target": target} for source, target in zip(CORPUS, GERMAN, strict=True)]
+    source = write_rows(folder / "rows.jsonl", rows)
+    sources = dict.fromkeys(("train", "val", "test", "predict"), source)
+    return TranslationDataModule(backbone, **{**sources, "batch_size": 4, "max_length": 64, **arguments})
+
+
+class TextToText(Contract):
+    """The contract, where what is said of a row is a text."""
+
+    texts = CORPUS
+
+    def explain(self, module: Any) -> None:
+        for text in self.texts:
+            batch = {**module.pad([{"input_ids": ids} for ids in module.pairs.sources([text]).ids])}
+            labels = module.pairs.targets([text]).ids
+            if module.pairs.start is None:
+                batch = module.pad([{"input_ids": batch["input_ids"][0].tolist() + labels[0]}])
+                labels = [[-100] * (batch["input_ids"].shape[1] - len(labels[0])) + labels[0]]
+            with module.attributing():
+                logits = module.forward_batch({**batch, "labels": torch.tensor(labels)})
+                module.score(logits, torch.tensor([[0, 5]]))
+
+    def test_a_checkpoint_needs_nothing_beside_it(self, backbone: str, datamodule: Any, tmp_path: Path) -> None:
+        module = self.module(backbone, datamodule, learning_rate=1e-2)
+        trainer = plain_trainer(limit_train_batches=1, limit_val_batches=0)
+        trainer.fit(module, datamodule)
+        trainer.save_checkpoint(tmp_path / "only.ckpt")
+        batch = rows_of(datamodule, [0, 1, 2])
+        Path(backbone).rename(tmp_path / "gone")
+        assert torch.load(tmp_path / "only.ckpt", weights_only=True)
+        loaded = type(module).load_from_checkpoint(tmp_path / "only.ckpt")
+        assert torch.equal(outputs(loaded, batch), outputs(module, batch))
+        assert self.predict(loaded) == self.predict(module)
+        assert dict(loaded.hparams) == dict(module.hparams)
+        assert loaded.pairs.sources(self.texts) == module.pairs.sources(self.texts)
+        assert loaded.model.generation_config.to_diff_dict() == module.model.generation_config.to_diff_dict()
+
+    def test_a_trainer_predicts_the_same_as_the_module_alone(self, task: Any, datamodule: Any) -> None:
+        batches = plain_trainer().predict(task, datamodule)
+        assert batches is not None
+        by_trainer = sorted((row for batch in batches for row in batch), key=lambda result: result.row)
+        assert [(row.source, row.text) for row in by_trainer] == [(row.source, row.text) for row in self.predict(task)]
+
+    def test_a_batch_equals_its_single_rows(self, task: Any, datamodule: Any) -> None:
+        batch = rows_of(datamodule, [0, 1, 2])
+        assert not batch["attention_mask"].all(), "the rows must differ in length for this to say something"
+        together, losses = outputs(task, batch), task.row_losses(outputs(task, batch), batch)
+        for row in range(3):
+            alone = rows_of(datamodule, [row])
+            on = task.target_tokens(alone)[0] != -100
+            both = task.target_tokens(batch)[row] != -100
+            torch.testing.assert_close(outputs(task, alone)[0][on], together[row][both], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(task.row_losses(outputs(task, alone), alone)[0], losses[row])
+
+    def test_the_score_is_differentiable_to_the_embeddings(self, task: Any, datamodule: Any) -> None:
+        batch = rows_of(datamodule, [0, 1, 2])
+        seen: list[Tensor] = []
+        hooks = [
+            layer.register_forward_hook(lambda *call: seen.append(call[-1]) or call[-1].retain_grad())
+            for layer in task.embedding_layers()
+        ]
+        place = (task.target_tokens(batch)[0] != -100).nonzero()[0].item()
+        scores = task.eval().score(task.forward_batch(batch), torch.tensor([[place, 5]] * 3))
+        assert scores.shape == (3,)
+        scores.sum().backward()
+        for hook in hooks:
+            hook.remove()
+        assert len(seen) == len(task.embedding_layers())
+        source = seen[0].grad
+        assert source is not None
+        assert (source.abs().sum(-1) > 0).any(1).all(), "each row's score hangs on its source"
+        assert not (source.abs().sum(-1) > 0)[batch["attention_mask"] == 0].any(), "and on no padding"
+
+
+class TestTranslation(TextToText):
+    @pytest.fixture(params=["marian", "t5", "bert", "llama"])
+    def backbone(self, request: pytest.FixtureRequest, tmp_path: Path) -> str:
+        import shutil
+
+        return str(shutil.copytree(request.getfixturevalue(request.param), tmp_path / "backbone"))
+
+    def data(self, backbone: str, folder: Path) -> TranslationDataModule:
+        return translation_data(backbone, folder)
+
+    def module(self, backbone: str, data: Any, **arguments: Any) -> TranslationModule:
+        known = {name: fact for name, fact in data.facts.items() if name != "max_new_tokens"}
+        return TranslationModule(backbone, **known, max_new_tokens=6, num_beams=2, **arguments)
+
+
+class TestAnswers(TestTranslation):
+    @pytest.fixture(params=["t5", "llama"])
+    def backbone(self, request: pytest.FixtureRequest, tmp_path: Path) -> str:
+        import shutil
+
+        return str(shutil.copytree(request.getfixturevalue(request.param), tmp_path / "backbone"))
+
+    def data(self, backbone: str, folder: Path) -> Any:
+        rows = [{"question": question, "answer": answer} for question, answer in zip(CORPUS, GERMAN, strict=True)]
+        sources = dict.fromkeys(("train", "val", "test", "predict"), write_rows(folder / "rows.jsonl", rows))
+        return GenerativeQuestionAnsweringDataModule(backbone, **sources, batch_size=4, max_length=64)
+
+    def module(self, backbone: str, data: Any, **arguments: Any) -> Any:
+        known = {name: fact for name, fact in data.facts.items() if name != "max_new_tokens"}
+        return GenerativeQuestionAnsweringModule(backbone, **known, max_new_tokens=6, num_beams=2, **arguments)
+
+
+# The loss
+
+
+@pytest.mark.parametrize("kind", ["marian", "t5", "m2m100"])
+def test_the_loss_is_transformers_own(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    languages = {"source_lang": "en", "target_lang": "de"} if kind == "m2m100" else {}
+    data = translation_data(request.getfixturevalue(kind), tmp_path, **languages)
+    module = TranslationModule(data.backbone, **data.facts).eval()
+    batch = rows_of(data, [0, 1, 2, 3])
+    theirs = module.model(**module.inputs(batch), labels=batch["labels"]).loss
+    ours = module.row_losses(module.forward_batch(batch), batch).sum() / module.loss_weight(batch)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_a_decoders_loss_is_that_of_the_target_after_the_prompt(llama: str, tmp_path: Path) -> None:
+    data = translation_data(llama, tmp_path)
+    module = TranslationModule(llama, **data.facts).eval()
+    batch = rows_of(data, [0, 1])
+    losses = module.row_losses(module.forward_batch(batch), batch)
+    for row in range(2):
+        prompt, target = (data.tables["val"][row][name] for name in ("source_ids", "target_ids"))
+        logits = module.model(torch.tensor([prompt + target])).logits[0].log_softmax(-1)
+        by_hand = -sum(logits[len(prompt) + i - 1, token].item() for i, token in enumerate(target))
+        assert losses[row].item() == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_smoothing_is_torchs_and_leaves_the_measured_loss_alone(marian: str, tmp_path: Path) -> None:
+    data = translation_data(marian, tmp_path)
+    module = TranslationModule(marian, label_smoothing=0.2, **data.facts).eval()
+    batch = rows_of(data, [0, 1, 2])
+    logits = module.forward_batch(batch)
+    expected = F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), label_smoothing=0.2)
+    torch.testing.assert_close(module.row_losses(logits, batch).sum() / module.loss_weight(batch), expected)
+    (measured,) = plain_trainer().validate(module, data, verbose=False)
+    plain = [
+        F.cross_entropy(outputs(module, b).flatten(0, 1), b["labels"].flatten(), reduction="sum")
+        for b in data.val_dataloader()
+    ]
+    tokens = sum(int((b["labels"] != -100).sum()) for b in data.val_dataloader())
+    assert measured["val/loss"] == pytest.approx(sum(map(float, plain)) / tokens, rel=1e-4)
+
+
+# Writing
+
+
+def greedy(module: Any, source: list[int], steps: int) -> list[int]:
+    """Write the most probable token again and again, reading all from the start each time."""
+    written = [module.pairs.start] + ([module.pairs.first] if module.pairs.first is not None else [])
+    for _ in range(steps):
+        logits = module.model(input_ids=torch.tensor([source]), decoder_input_ids=torch.tensor([written])).logits
+        written.append(int(logits[0, -1].argmax()))
+        if written[-1] == module.pairs.end:
+            break
+    return written[1:]
+
+
+@pytest.mark.parametrize("kind", ["marian", "t5", "m2m100"])
+def test_greedy_writing_is_the_most_probable_token_each_time(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    languages = {"source_lang": "en", "target_lang": "de"} if kind == "m2m100" else {}
+    torch.manual_seed(0)
+    module = TranslationModule(request.getfixturevalue(kind), num_beams=1, max_new_tokens=7, **languages).eval()
+    for text in CORPUS[:3]:
+        (source,) = module.pairs.sources([text]).ids
+        first = module.pairs.first is not None
+        assert module.predict_texts([text])[0].text == module.pairs.decode(greedy(module, source, 7 - first))
+
+
+def test_a_decoder_writes_the_same_whatever_stands_beside_it_in_the_batch(llama: str) -> None:
+    module = TranslationModule(llama, num_beams=1, max_new_tokens=8)
+    alone = [module.predict_texts([text])[0].text for text in CORPUS]
+    assert [result.text for result in module.predict_texts(CORPUS, batch_size=6)] == alone
+
+
+def test_a_decoder_does_not_see_the_target_that_it_is_to_write(llama: str, tmp_path: Path) -> None:
+    data = translation_data(llama, tmp_path)
+    module = TranslationModule(llama, num_beams=1, max_new_tokens=8, prompt=data.prompt, max_length=64).eval()
+    data.setup("test")
+    for batch in data.test_dataloader():
+        assert module.generate(batch) == [result.text for result in module.predict_texts(batch["source"])]
+
+
+def test_writing_stops_at_max_new_tokens_and_never_at_twenty_by_itself(marian: str) -> None:
+    module = TranslationModule(marian, num_beams=1, max_length=48)
+    assert module.model.generation_config.max_new_tokens == 48
+    module = TranslationModule(marian, num_beams=1, max_new_tokens=5)
+    with module.evaluating():
+        written = module.model.generate(**module.pad([{"input_ids": [5, 6, 0]}]), eos_token_id=1)
+    assert written.shape[1] == 1 + 5
+
+
+def test_while_fitting_validation_writes_greedily_and_after_it_with_beams(
+    marian: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, beams = translation_data(marian, tmp_path), []
+    module = TranslationModule(marian, num_beams=3, max_new_tokens=4)
+    written = module.generate
+
+    def generate(batch: Any, *, num_beams: int | None = None) -> list[str]:
+        beams.append(num_beams)
+        return written(batch, num_beams=num_beams)
+
+    monkeypatch.setattr(module, "generate", generate)
+    plain_trainer().fit(module, data)
+    assert set(beams) == {1}
+    beams.clear()
+    plain_trainer().validate(module, data, verbose=False)
+    assert set(beams) == {None}
+
+
+# Results
+
+
+def test_sacrebleu_itself_scores_the_files_to_the_same_figures(marian: str, tmp_path: Path) -> None:
+    data = translation_data(marian, tmp_path)
+    module = TranslationModule(marian, num_beams=2, max_new_tokens=12)
+    module.predict_texts(CORPUS)
+    # Words that a random model would hardly write.
+    module.generate = lambda batch, **_: [f"{text[:12]} {text[-9:]}" for text in batch["target"]]
+    trainer = plain_trainer(callbacks=[ResultsWriter(tmp_path / "run")])
+    (measured,) = trainer.test(module, data, verbose=False)
+    run = tmp_path / "run"
+    assert (run / "sources.txt").read_text().splitlines() == CORPUS
+    assert (run / "references.txt").read_text().splitlines() == GERMAN
+    command = [sys.executable, "-m", "sacrebleu", str(run / "references.txt"), "-i", str(run / "hypotheses.txt")]
+    said = subprocess.run(
+        [*command, "-m", "bleu", "chrf", "ter", "-w", "6"], capture_output=True, text=True, check=True
+    )
+    signatures = dict(line.split("|", 1) for line in (run / "signatures.txt").read_text().splitlines())
+    for each in json.loads(said.stdout):
+        name = each["name"].lower().removesuffix("2")
+        assert measured[f"test/{name}"] == pytest.approx(each["score"], rel=1e-5)
+        assert each["signature"].split("|")[0] in signatures[name]
+
+
+def test_answers_are_measured_by_their_words(t5: str, tmp_path: Path) -> None:
+    rows = [
+        {
+            "question": "a",
+            "context": "b",
+            "answers": [{"text": "the good film", "answer_start": 0}, {"text": "film", "answer_start": 0}],
+        },
+        {"question": "c", "context": "d", "answers": [{"text": "bad", "answer_start": 0}]},
+        {"question": "e", "context": "f", "answers": []},
+    ]
+    source = write_rows(tmp_path / "rows.jsonl", rows)
+    data = GenerativeQuestionAnsweringDataModule(t5, test=source, max_length=64)
+    module = GenerativeQuestionAnsweringModule(t5, max_new_tokens=4)
+    said = {"question: a context: b": "a film", "question: c context: d": "a very bad film"}
+    module.generate = lambda batch, **_: [said[text] for text in batch["source"]]
+    with pytest.warns(UserWarning, match="1 questions without an answer are left out"):
+        (measured,) = plain_trainer().test(module, data, verbose=False)
+    rouge = RougeScorer(["rougeL"])
+    best = [
+        max(rouge.score(answer["text"], text)["rougeL"].fmeasure for answer in row["answers"])
+        for row, text in zip(rows, said.values(), strict=False)
+    ]
+    assert measured["test/exact_match"] == 50
+    assert measured["test/f1"] == pytest.approx(100 * (1 + f1("a very bad film", ["bad"])) / 2)
+    assert measured["test/rouge_l"] == pytest.approx(100 * math.fsum(best) / 2, rel=1e-5)
+
+
+def test_a_model_learns_what_it_is_shown(t5: str, tmp_path: Path) -> None:
+    data = translation_data(t5, tmp_path, batch_size=6)
+    torch.manual_seed(0)
+    module = TranslationModule(t5, learning_rate=0.03, num_beams=1, warmup=0.0, **data.facts | {"max_new_tokens": 30})
+    before = plain_trainer().validate(module, data, verbose=False)[0]["val/loss"]
+    plain_trainer(max_epochs=40, limit_val_batches=0).fit(module, data)
+    after = plain_trainer().validate(module, data, verbose=False)[0]["val/loss"]
+    assert after < before / 2
