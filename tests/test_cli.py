@@ -317,3 +317,141 @@ def test_pre_training_ends_with_a_folder_that_another_config_takes_as_its_backbo
 def test_only_what_is_pre_trained_leaves_a_backbone(project: Path) -> None:
     fitted()
     assert not Path("checkpoints/sentiment/backbone").exists()
+
+
+# What a checkpoint brings along
+
+
+def test_a_regression_goes_through_every_verb(project: Path) -> None:
+    rows = [{"text": text, "label": i / 3} for i, text in enumerate(GOOD + BAD)]
+    for split in ("train", "val", "test"):
+        Path(f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    classes = ["--model", "lit_nlp.TextClassificationModule", "--data", "lit_nlp.TextClassificationDataModule"]
+    shared = ["--config", "config.yaml", *classes]
+    assert command.main(["fit", *shared, "--data.problem_type", "regression"]) == 0
+    checkpoint = ["--ckpt_path", "checkpoints/text_classification/best.ckpt"]
+    for verb in ("validate", "test", "predict", "explain"):
+        assert command.main([verb, *shared, *checkpoint]) == 0
+    assert "test/pearson" in json.loads(Path("checkpoints/text_classification/metrics.json").read_text())
+    assert command.main(["fit", *shared, "--ckpt_path", "last", "--trainer.max_epochs", "2"]) == 0
+
+
+def test_cutoffs_come_from_the_checkpoint_and_may_not_contradict_it(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split in ("train", "val", "test"):
+        rows = [{"text": text, "label": 1 + i % 5} for i, text in enumerate(GOOD + BAD)]
+        Path(f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ratings = ["--data.classes", "3", "--data.cutoffs", "[2.5, 3.5]"]
+    checkpoint = fitted(*ratings)
+    assert lit_nlp("test", "--ckpt_path", checkpoint) == 0
+    without = json.loads(Path("checkpoints/sentiment/metrics.json").read_text())
+    assert lit_nlp("test", "--ckpt_path", checkpoint, "--data.cutoffs", "[2.5, 3.5]") == 0
+    assert json.loads(Path("checkpoints/sentiment/metrics.json").read_text()) == without
+    assert lit_nlp("test", "--ckpt_path", checkpoint, "--data.cutoffs", "[1.5, 4.5]") == 2
+    assert "asked for data.cutoffs [1.5, 4.5], but the checkpoint was trained with cutoffs" in capsys.readouterr().err
+
+
+def test_what_a_config_says_of_lengths_gives_way_to_the_checkpoint(project: Path) -> None:
+    checkpoint = fitted("--data.max_length", "17", "--data.doc_stride", "4")
+    config = yaml.safe_load(Path("config.yaml").read_text())
+    config["data"]["init_args"]["max_length"] = 30
+    Path("config.yaml").write_text(yaml.safe_dump(config))
+    assert lit_nlp("predict", "--ckpt_path", checkpoint) == 0
+    saved = yaml.safe_load(Path("checkpoints/sentiment/fit.yaml").read_text())
+    assert saved["data"]["init_args"]["max_length"] == 17
+
+
+def test_rows_that_were_held_out_stay_held_out_whatever_the_seed(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held_out = ["--data.val", "null", "--data.val_fraction", "0.5"]
+    checkpoint = fitted(*held_out, "--data.seed", "1")
+    assert lit_nlp("validate", "--ckpt_path", checkpoint, "--data.val", "null") == 0
+    assert lit_nlp("validate", "--ckpt_path", checkpoint, "--data.val", "null", "--data.seed", "2") == 2
+    assert "asked for data.seed 2" in capsys.readouterr().err
+
+
+# Runs and their folders
+
+
+def test_a_resumed_run_goes_on_in_its_own_folder(project: Path) -> None:
+    assert lit_nlp("fit", "--name", "x") == 0
+    first = Path("checkpoints/x/last.ckpt").read_bytes()
+    assert lit_nlp("fit", "--name", "x") == 0
+    assert lit_nlp("fit", "--name", "x", "--ckpt_path", "last", "--trainer.max_epochs", "2") == 0
+    assert Path("checkpoints/x/last.ckpt").read_bytes() == first
+    assert torch.load("checkpoints/x-2/last.ckpt", weights_only=True)["epoch"] == 1
+    assert {path.name for path in Path("checkpoints").iterdir()} == {"x", "x-2"}
+
+
+def test_a_run_of_another_name_is_not_taken_for_a_later_one(project: Path) -> None:
+    assert lit_nlp("fit", "--name", "x") == 0
+    assert lit_nlp("fit", "--name", "x-3") == 0
+    assert lit_nlp("fit", "--name", "v1.0") == 0
+    assert lit_nlp("fit", "--name", "v1.0") == 0
+    assert lit_nlp("predict", "--name", "x", "--ckpt_path", "best") == 0
+    assert lit_nlp("predict", "--name", "v1.0", "--ckpt_path", "best") == 0
+    wrote = {path.parent.name for path in Path("checkpoints").glob("*/predictions.jsonl")}
+    assert wrote == {"x", "v1.0-2"}
+
+
+# What Lightning or the system refuses
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--trainer.val_check_interval", "99"], "val_check_interval"),
+        (["--trainer.strategy", "nonsense"], "nonsense"),
+        (["--trainer.overfit_batches", "1"], "use --data.limit instead"),
+        (["--data.num_workers", "-1"], "num_workers must be at least 0, got -1"),
+        (["--name", "../x"], "'../x' is no name of a folder"),
+        (["--trainer.default_root_dir", "config.yaml"], "config.yaml"),
+    ],
+)
+def test_what_does_not_fit_the_trainer_or_the_disk_is_one_line(
+    project: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert lit_nlp("fit", *arguments) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lit-nlp: ")]
+    assert message in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--text", "a", "--text", "b"], "explain takes one text"),
+        (["--text", "  "], "there is no text"),
+        (["--text_pair", "a"], "there is no text"),
+    ],
+)
+def test_explain_wants_one_text_that_says_something(
+    project: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert lit_nlp("explain", "--ckpt_path", fitted(), *arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_unlabelled_texts_of_a_file_are_explained_too(project: Path) -> None:
+    checkpoint = fitted()
+    Path("new.jsonl").write_text('{"text": "a good film"}\n')
+    arguments = ["--data.predict", "new.jsonl", "--split", "predict"]
+    assert lit_nlp("explain", "--ckpt_path", checkpoint, *arguments) == 0
+    (row,) = lines("reports/sentiment/attributions.jsonl")
+    assert (row["text"], row["label"]) == ("a good film", None)
+
+
+def test_a_module_of_another_project_runs_with_our_data(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(project))
+    Path("foreign.py").write_text(
+        "import torch\nfrom lightning.pytorch import LightningModule\n"
+        "class Foreign(LightningModule):\n"
+        "    def __init__(self):\n        super().__init__()\n        self.layer = torch.nn.Embedding(400, 2)\n"
+        "    def training_step(self, batch, batch_idx):\n"
+        "        return torch.nn.functional.cross_entropy(self.layer(batch['input_ids'][:, 0]), batch['labels'])\n"
+        "    def configure_optimizers(self):\n        return torch.optim.SGD(self.parameters(), 0.1)\n"
+    )
+    data = ["--data", "lit_nlp.SentimentDataModule", "--data.train", "train.jsonl", "--data.val", "val.jsonl"]
+    trainer = ["--trainer.max_epochs", "1", "--trainer.accelerator", "cpu", "--trainer.limit_val_batches", "0"]
+    assert command.main(["fit", "--model", "foreign.Foreign", *data, "--data.backbone", "backbone", *trainer]) == 0

@@ -34,7 +34,7 @@ class LastCheckpoint(ModelCheckpoint):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save where a signal ended the run behind a batch."""
-        if isinstance(exception, SIGTERMException) and trainer.training:
+        if isinstance(exception, SIGTERMException):
             super().on_exception(trainer, pl_module, exception)
 
 

@@ -83,6 +83,7 @@ class Columns:
             becomes a dict of them. A column that isn't named here keeps its own name.
         names: The columns of a CSV or TSV that has no header.
         blank: Whether texts may be empty.
+        blank_value: Whether the value may be an empty string.
 
     A name with a dot, where no column is called so, leads into an object: `translation.de`.
     """
@@ -94,6 +95,7 @@ class Columns:
     mapping: Mapping[str, str | list[str]] = field(default_factory=dict)
     names: list[str] | None = None
     blank: bool = False
+    blank_value: bool = False
 
 
 def read(source: str | list[str], columns: Columns, *, allow_empty: bool = False) -> Iterator[Row]:
@@ -671,7 +673,8 @@ def _wanted(columns: Columns) -> list[_Wanted]:
         wanted.append(_Wanted(name, listed(name), text, optional=name not in columns.mapping))
     if columns.value is not None:
         single = isinstance(columns.mapping.get(columns.value, ""), str)
-        wanted.append(_Wanted(columns.value, listed(columns.value), _value if single else _value_by_column))
+        one = _value_or_blank if columns.blank_value else _value
+        wanted.append(_Wanted(columns.value, listed(columns.value), one if single else _value_by_column))
     if columns.key is not None:
         wanted.append(_Wanted(columns.key, listed(columns.key), _key, optional=columns.key not in columns.mapping))
     return wanted
@@ -736,6 +739,11 @@ def _key(record: dict[str, Any], columns: list[str], where: str) -> str:
         problem = f"column {columns[0]!r} holds {_kind(value)}, which names no row"
         raise DataError(problem, where=where, mend="write a string or a whole number")
     return str(value)
+
+
+def _value_or_blank(record: dict[str, Any], columns: list[str], where: str) -> Any:
+    value = _cell(record, columns[0])
+    return "" if isinstance(value, str) and not value.strip() else _value(record, columns, where)
 
 
 def _value_by_column(record: dict[str, Any], columns: list[str], where: str) -> dict[str, Any]:

@@ -97,6 +97,8 @@ class TextClassificationDataModule(TextDataModule):
             text=("text", *pair) if self.reads_pairs else ("text",),
             optional_text=pair if self.pairs is None and not self.reads_pairs else (),
             value=None if split == "predict" else "label",
+            # A text may have none of several labels.
+            blank_value=self.problem_type == "multi_label",
             mapping=self.columns,
             names=self.column_names,
         )

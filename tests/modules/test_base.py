@@ -1,4 +1,6 @@
 import math
+import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,9 +10,11 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from lit_nlp import SentimentModule
+from lit_nlp.callbacks.checkpointing import LastCheckpoint
 from lit_nlp.errors import CheckpointError, ConfigError, NonFiniteError
 from tests.contract import plain_trainer, weights
 from tests.modules.fitting import Batches, Data, Module, Watcher, loader, same
@@ -282,6 +286,43 @@ def test_a_resumed_run_ends_with_the_weights_of_the_unbroken_one_bit_by_bit(
     (rest := trainer()).fit(resumed, data(**data_arguments), ckpt_path=str(tmp_path / f"step={saved_at}.ckpt"))
     assert rest.global_step == whole.global_step
     assert same(weights(resumed), weights(unbroken))
+
+
+class Terminate(Callback):
+    """Sends the signal that a scheduler sends, after so many batches."""
+
+    def __init__(self, batches: int) -> None:
+        self.left = batches
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("batches", [1, 3, 5, 7])
+def test_a_run_that_a_signal_ended_goes_on_bit_by_bit_from_where_it_stopped(
+    batches: int, data: Data, module: Module, tmp_path: Path
+) -> None:
+    torch.manual_seed(1)
+    plain_trainer(max_epochs=2).fit(unbroken := module(), data())
+    torch.manual_seed(1)
+    kept = [Terminate(batches), LastCheckpoint(tmp_path)]
+    with pytest.raises(SIGTERMException):
+        plain_trainer(max_epochs=2, callbacks=kept, enable_checkpointing=True).fit(module(), data())
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == batches
+    torch.manual_seed(99)
+    plain_trainer(max_epochs=2).fit(resumed := module(), data(), ckpt_path=str(tmp_path / "last.ckpt"))
+    assert same(weights(resumed), weights(unbroken))
+
+
+def test_a_failure_leaves_the_last_checkpoint_alone(module: Module, data: Data, tmp_path: Path) -> None:
+    last = tmp_path / "last.ckpt"
+    with pytest.raises(Crash):
+        plain_trainer(max_epochs=2, callbacks=[CrashAfter(7), LastCheckpoint(tmp_path)], enable_checkpointing=True).fit(
+            module(), data()
+        )
+    assert torch.load(last, weights_only=True)["global_step"] == 5
 
 
 def test_training_depends_on_its_seed_so_that_equal_weights_say_something(data: Data, module: Module) -> None:
