@@ -84,7 +84,7 @@ def run(args: list[str]) -> int:
         _check_arguments(args)
         LitNLPCLI(args)
     except (UserError, MisconfigurationException) as error:
-        print(f"lit-nlp: {_one_line(str(error))}", file=sys.stderr)
+        print(f"lit-nlp: {_one_line(str(error)).replace('lit-nlp VERB', f'lit-nlp {args[0]}')}", file=sys.stderr)
         return 2
     except SIGTERMException:
         print("lit-nlp: ended early; --ckpt_path with the run's last.ckpt goes on from here", file=sys.stderr)
@@ -170,7 +170,8 @@ class _Parser(LightningArgumentParser):
     """Reports mistakes as the rest of the project does."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise ConfigError(_one_line(message), mend="see lit-nlp VERB --help") from ex
+        mend = "see lit-nlp VERB --help"
+        raise ConfigError(_one_line(message).removesuffix(f"; {mend}"), mend=mend) from ex
 
 
 class LitNLPCLI(LightningCLI):

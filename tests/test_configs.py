@@ -1,8 +1,11 @@
+import inspect
 import shlex
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import yaml
+from lightning.pytorch import Trainer
 
 from lit_nlp import __main__ as command
 from tests import language_models
@@ -72,10 +75,10 @@ def test_a_task_runs_a_step_of_every_verb(
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_no_line_of_a_config_repeats_a_default(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import inspect
-    from importlib import import_module
-
     config = yaml.safe_load(path.read_text())
+    defaults_of_trainer = inspect.signature(Trainer.__init__).parameters
+    for argument, value in config.get("trainer", {}).items():
+        assert value != defaults_of_trainer[argument].default, f"trainer.{argument}"
     for part in ("model", "data"):
         if part in config:
             module, _, name = config[part]["class_path"].rpartition(".")

@@ -194,8 +194,7 @@ class TextClassificationModule(TransformerModule):
 
         A row's own loss knows neither weights nor smoothing, and so nothing of the rows beside it.
         """
-        logits = self._evaluate("test", batch)
-        losses = self._losses(logits, batch, weights=None, smoothing=0.0, gamma=0.0)
+        logits, losses = self._evaluate("test", batch)
         labels = map(self.label_of, batch["labels"])
         return {"rows": list(map(Tested, self._predictions_of(logits, batch), labels, losses.tolist()))}
 
@@ -292,12 +291,13 @@ class TextClassificationModule(TransformerModule):
         """Return the logit of each row's target class."""
         return outputs.gather(1, target.unsqueeze(1)).squeeze(1)
 
-    def _evaluate(self, split: str, batch: Batch) -> Float[Tensor, "rows classes"]:
+    def _evaluate(self, split: str, batch: Batch) -> tuple[Float[Tensor, "rows classes"], Float[Tensor, " rows"]]:
+        """Measure a batch; returns logits and each row's own loss, without weights and smoothing."""
         logits = self.forward_batch(batch)
-        losses = self.row_losses(logits, batch)
+        losses = self._losses(logits, batch, weights=None, smoothing=0.0, gamma=0.0)
         self.log(f"{split}/loss", losses.mean(), batch_size=len(losses), on_epoch=True, sync_dist=True)
         cast(MetricCollection, self.metrics[split]).update(self.probabilities(logits), self._metric_labels(batch))
-        return logits
+        return logits, losses
 
     def _predictions_of(self, logits: Float[Tensor, "rows classes"], batch: Batch) -> list[ClassificationPrediction]:
         texts = batch.get("text", [None] * len(logits))

@@ -129,6 +129,7 @@ def test_a_class_that_was_not_trained_is_refused_with_its_line(make: Make, write
     [
         (["a", "b", 1, "a"], r"line 3: label '1' doesn't go with 'a' \(.*line 1\): one is a number, one a word"),
         ([0, 1, -1, 1], "line 3: label -1 usually means that a row has no label"),
+        ([1, 2, -1, 1], "line 3: label -1 usually means that a row has no label"),
         (["a"] * 4, "line 1: the 4 training rows have no label but 'a'"),
         ([["a"], ["b"], ["a"], ["b"]], r"line 1: expected one label, got \['a'\]; set problem_type to multi_label"),
         ([{"a": 1}] * 4, r"line 1: expected one label, got {'a': 1}; set problem_type to multi_label"),
@@ -356,3 +357,26 @@ def test_the_facts_are_the_classes_and_how_long_texts_are_met(
         "doc_stride": 5,
         "pairs": False,
     }
+
+
+def test_a_text_pair_that_only_later_rows_have_is_no_longer_lost_in_silence(make: Make, tmp_path: Path) -> None:
+    rows = [{"text": "a", "label": "x"}, {"text": "b", "label": "y", "text_pair": "c"}]
+    source = tmp_path / "late.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    module = make(["x", "y"] * 2, train=str(source), val=str(source))
+    with pytest.raises(DataError, match=r"late.jsonl, line 2: only one of this row and the first .* has text_pair"):
+        module.setup("fit")
+
+
+def test_a_text_pair_that_training_rows_lack_is_refused_elsewhere_unless_pairs_are_off(
+    make: Make, write: Callable[..., str]
+) -> None:
+    paired = write("paired", label=["x", "y"] * 2, text_pair=TEXTS)
+    with pytest.raises(DataError, match=r"paired.jsonl, line 1: there is a text_pair here"):
+        make(["x", "y"] * 2, test=paired).setup("test")
+    make(["x", "y"] * 2, test=paired, pairs=False).setup("test")
+
+
+def test_a_text_may_have_none_of_several_labels_in_a_table_too(make: Make) -> None:
+    module = make(["a|b", "", "b", " "], problem_type="multi_label")
+    assert only_batch(module)["labels"].tolist() == [[1, 1], [0, 0], [0, 1], [0, 0]]
