@@ -46,7 +46,7 @@ def test_the_commands_run_in_their_order(tmp_path: Path, monkeypatch: pytest.Mon
             ran += 1
         else:
             assert program in ("make", "pip")
-    assert ran == 7
+    assert ran == 9
 
 
 def test_every_file_that_it_names_is_there() -> None:
