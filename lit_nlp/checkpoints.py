@@ -7,6 +7,8 @@ loads with ``weights_only=True``.
 """
 
 import base64
+import hashlib
+import json
 import pickle
 import tempfile
 import zipfile
@@ -15,9 +17,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from lit_nlp.errors import CheckpointError
+from lit_nlp.files import cache_folder
 
 SECTION = "lit_nlp"
 SUFFIX = ".ckpt"
@@ -69,12 +72,15 @@ def _read(where: str, _mtime_ns: int, _size: int) -> dict[str, Any]:
     return checkpoint
 
 
-def pack_backbone(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Return configuration and tokenizer as JSON primitives, for the checkpoint's section."""
+def pack_backbone(
+    config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, writing: GenerationConfig | None = None
+) -> dict[str, Any]:
+    """Return configuration, tokenizer, and how the model writes as JSON primitives, for the checkpoint's section."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         files = {file.name: _as_text(file.read_bytes()) for file in Path(folder).iterdir() if file.is_file()}
-    return {"config": config.to_diff_dict(), "model_type": config.model_type, "tokenizer": files}
+    packed = {"config": config.to_diff_dict(), "model_type": config.model_type, "tokenizer": files}
+    return packed | ({"generation_config": writing.to_diff_dict()} if writing is not None else {})
 
 
 def unpack_config(section: dict[str, Any]) -> PreTrainedConfig:
@@ -83,11 +89,24 @@ def unpack_config(section: dict[str, Any]) -> PreTrainedConfig:
 
 
 def unpack_tokenizer(section: dict[str, Any]) -> PreTrainedTokenizerBase:
-    """Rebuild the tokenizer from a checkpoint's section."""
+    """Rebuild the tokenizer from a checkpoint's section.
+
+    A slow one opens its files again when it is copied: those stay in the cache.
+    """
+    files: dict[str, str] = section["tokenizer"]
     with tempfile.TemporaryDirectory() as folder:
-        for name, text in section["tokenizer"].items():
-            (Path(folder) / Path(name).name).write_bytes(_as_bytes(text))
-        return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(folder, local_files_only=True))
+        tokenizer = _read_tokenizer(Path(folder), files)
+    if tokenizer.is_fast:
+        return tokenizer
+    key = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:32]
+    return _read_tokenizer(cache_folder() / "tokenizers" / key, files)
+
+
+def _read_tokenizer(folder: Path, files: dict[str, str]) -> PreTrainedTokenizerBase:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / Path(name).name).write_bytes(_as_bytes(text))
+    return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(str(folder), local_files_only=True))
 
 
 def check_primitives(arguments: dict[str, Any], owner: str) -> None:

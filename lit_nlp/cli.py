@@ -234,7 +234,7 @@ class LitNLPCLI(LightningCLI):
         named = config.get("ckpt_path") in ("best", "last")
         config.ckpt_path = self._checkpoint(config.get("ckpt_path"), root, name)
         of_checkpoint = Path(config.ckpt_path).parent if config.ckpt_path else None
-        if of_checkpoint and (named or not config.name):
+        if of_checkpoint and (named or "name" not in dict(_options(self.arguments))):
             self.folder = of_checkpoint
         elif self.verb == "fit" and root / name != of_checkpoint:
             self.folder = unused_run(root, name)
@@ -267,6 +267,9 @@ class LitNLPCLI(LightningCLI):
         if self.verb in ("validate", "test", "predict"):
             # The model is the checkpoint's already.
             verb_arguments["ckpt_path"] = None
+        if self.verb == "predict":
+            # They are written as they come; a second list would only take memory.
+            verb_arguments["return_predictions"] = False
         built = Namespace(trainer=self._build("trainer").trainer, **verb_arguments)
         self.config_init = Namespace({self.verb: built})
         self.trainer = self.instantiate_trainer(**self._trainer_extras(config))
@@ -362,7 +365,10 @@ class LitNLPCLI(LightningCLI):
         for name, fact in getattr(self.datamodule, "facts", {}).items():
             if name not in arguments:
                 continue
-            if arguments[name] not in (None, _default(config.model.class_path, name), fact):
+            given_too = arguments[name] not in (None, _default(config.model.class_path, name), fact)
+            if given_too and name in getattr(_import(config.model.class_path), "runtime_arguments", ()):
+                continue
+            if given_too:
                 raise ConfigError(
                     f"model.{name} is {arguments[name]!r}, but the data says {fact!r}", mend=f"leave model.{name} out"
                 )

@@ -83,6 +83,9 @@ class PairTokenizer:
             )
         before, after = self.template.split(TEMPLATE_FIELD)
         tail = self.tokenizer(after, add_special_tokens=False)["input_ids"] if after else []
+        if len(self.tokenizer(before)["input_ids"]) + len(tail) >= self.max_source_length:
+            problem = f"the prompt leaves no room for a source in {self.max_source_length} tokens"
+            raise ConfigError(problem, where="prompt", mend="shorten it, raise max_length or lower max_target_length")
         found = self._truncated([before + text for text in texts], self.max_source_length - len(tail))
         return Sequences([ids + tail for ids in found.ids], found.truncated)
 
@@ -96,7 +99,7 @@ class PairTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of one line that generated tokens stand for."""
-        return " ".join(str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).split("\n")).strip()
+        return one_line(str(self.tokenizer.decode(list(ids), skip_special_tokens=True)))
 
     def _truncated(
         self, texts: Sequence[str], max_length: int, *, special: bool = True, as_target: bool = False
@@ -107,6 +110,16 @@ class PairTokenizer:
             "input_ids"
         ]
         return Sequences(cut, [len(long) > len(short) for long, short in zip(whole, cut, strict=True)])
+
+
+def question_with_context(question: str, context: str | None) -> str:
+    """Return what is asked where a context may stand beside it, as in Raffel et al. 2020, appendix D.15."""
+    return question if context is None else f"question: {question} context: {context}"
+
+
+def one_line(text: str) -> str:
+    """Return a text on one line, whatever its line ends, as files of aligned lines need it."""
+    return " ".join(text.splitlines()).strip()
 
 
 def default_prompt(architecture: Architecture, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -150,8 +163,11 @@ def _language_token(tokenizer: PreTrainedTokenizerBase, name: str, language: str
     codes = getattr(tokenizer, "lang_code_to_id", None) or {
         token: tokenizer.convert_tokens_to_ids(token) for token in tokenizer.all_special_tokens if "_" in token
     }
+    if language is None:
+        mend = f"name it, as in {', '.join(list(codes)[:4])}"
+        raise ConfigError("the backbone writes languages down", where=name, mend=mend)
     if language not in codes:
         shown = ", ".join(list(codes)[:8])
         problem = f"the backbone's languages are {shown}, …; got {language!r}"
-        raise ConfigError(problem, where=name, mend=did_you_mean(str(language), codes))
+        raise ConfigError(problem, where=name, mend=did_you_mean(language, codes))
     return int(tokenizer.get_lang_id(language) if hasattr(tokenizer, "get_lang_id") else codes[language])

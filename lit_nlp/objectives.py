@@ -15,12 +15,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lit_nlp.errors import BackboneError, ConfigError
-from lit_nlp.tokenization import Tokens
+from lit_nlp.tokenization import IGNORED, Tokens
 
 Objective = Literal["masked", "causal", "denoising"]
 
 # What transformers' losses leave out.
-IGNORED = -100
 
 
 class Documents(NamedTuple):

@@ -76,6 +76,9 @@ def locate_backbone(backbone: str) -> Location:
 def unloadable(backbone: str, error: Exception) -> BackboneError:
     """Return the one-line error for a backbone that transformers could not load."""
     first_line = str(error).strip().partition("\n")[0]
+    if "Unrecognized configuration class" in first_line:
+        kind = "its architecture has no head for this task"
+        return BackboneError(kind, where=f"backbone {backbone}", mend="see the README for which backbones do what")
     return BackboneError(
         f"it can't be loaded ({type(error).__name__}: {first_line})",
         where=f"backbone {backbone}",

@@ -132,7 +132,8 @@ def train_tokenizer(config: PreTrainedConfig, texts: Iterable[str]) -> PreTraine
         tokenizer.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=special)
     arguments: dict[str, Any] = {f"{role}_token": token for role, token in names.items()}
     if kind == "encoder":
-        arguments["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
+        types = ["token_type_ids"] if getattr(config, "type_vocab_size", 1) > 1 else []
+        arguments["model_input_names"] = ["input_ids", *types, "attention_mask"]
     limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
     if limit:
         arguments["model_max_length"] = int(limit)

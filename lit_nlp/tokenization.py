@@ -18,6 +18,8 @@ from lit_nlp.errors import BackboneError, ConfigError, DataError
 Text = str | tuple[str, str]
 Tokens = dict[str, list[int]]
 
+# What a label is where the loss looks away.
+IGNORED = -100
 # A limit that says "none was set": transformers writes 1e30 into such a tokenizer.
 _UNLIMITED = 1_000_000
 _DEFAULT_MAX_LENGTH = 512
@@ -63,7 +65,7 @@ def resolve_max_length(tokenizer: PreTrainedTokenizerBase, max_length: int | Non
     if limit is not None and max_length > limit:
         raise ConfigError(
             f"max_length is {max_length}, but the backbone reads at most {limit} tokens",
-            mend=f"set max_length to {limit} or less, and doc_stride to split longer texts",
+            mend=f"set max_length to {limit} or less",
         )
     return max_length
 

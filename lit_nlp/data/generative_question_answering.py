@@ -1,7 +1,6 @@
 """Generative question answering: questions, with or without a context, and answers to be written."""
 
 from collections.abc import Iterator, Mapping
-from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -13,6 +12,7 @@ from lit_nlp.data.question_answering import listed_answers
 from lit_nlp.data.sources import Columns, Row
 from lit_nlp.data.text_to_text import TextToTextDataModule
 from lit_nlp.errors import DataError
+from lit_nlp.generation import question_with_context
 
 
 class GenerativeQuestionAnsweringDataModule(TextToTextDataModule):
@@ -44,8 +44,7 @@ class GenerativeQuestionAnsweringDataModule(TextToTextDataModule):
 
     def source_of(self, row: Row) -> str:
         """Return the question, with its context where it has one."""
-        question, context = row.values["question"], row.values.get("context")
-        return str(question) if context is None else f"question: {question} context: {context}"
+        return question_with_context(row.values["question"], row.values.get("context"))
 
     def target_of(self, row: Row) -> str:
         """Return the answer to be written, the first of several."""
@@ -70,16 +69,13 @@ class GenerativeQuestionAnsweringDataModule(TextToTextDataModule):
         answers = {"answers": [row["answers"] for row in rows]} if "answers" in rows[0] else {}
         return super().collate(rows) | answers
 
-    @cached_property
-    def _listing(self) -> dict[Split, bool]:
-        firsts = {split: sources.first_record(source) for split, source in self.sources.items() if source is not None}
-        named = self.columns.keys() & {"answer", "answers"}
-        known = {split: named or first.keys() for split, first in firsts.items()}
-        return {split: "answers" in names and "answer" not in names for split, names in known.items()}
-
     def _lists_answers(self, split: Split) -> bool:
         """Whether the rows of a split hold lists of answers, as SQuAD's do."""
-        return self._listing.get(split, False)
+        source = self.sources[split]
+        if source is None:
+            return False
+        names = self.columns.keys() & {"answer", "answers"} or sources.first_record(source).keys()
+        return "answers" in names and "answer" not in names
 
     def _answered(self, rows: Iterator[Row], split: Split) -> Iterator[Row]:
         left_out = kept = 0

@@ -349,12 +349,20 @@ def _only_mention(context: str, bare: str, where: str) -> Gold:
 
 
 def _nearest(context: str, bare: str, at: int) -> set[int]:
-    """Return where the answer stands nearest to a character: two places, where it is between them."""
-    for distance in range(_NEAR_CHARACTERS + 1):
-        places = {place for place in (at - distance, at + distance) if place >= 0 and context.startswith(bare, place)}
-        if places:
-            return places
-    return set()
+    """Return where the answer stands within a few characters of a place, as whole words if it does so anywhere.
+
+    Two places, where it is as near to one as to the other.
+    """
+    near = range(max(0, at - _NEAR_CHARACTERS), at + _NEAR_CHARACTERS + 1)
+    places = [place for place in near if context.startswith(bare, place)]
+    places = [place for place in places if _is_whole(context, place, place + len(bare))] or places
+    nearest = min((abs(place - at) for place in places), default=0)
+    return {place for place in places if abs(place - at) == nearest}
+
+
+def _is_whole(context: str, start: int, end: int) -> bool:
+    """Whether no word reaches over an end of a span."""
+    return not any(context[at - 1 : at].isalnum() and context[at : at + 1].isalnum() for at in (start, end))
 
 
 def _characters(context: str, start: int, encoding: str, width: int) -> int | None:

@@ -17,9 +17,8 @@ from lit_nlp.data.sources import Row
 from lit_nlp.errors import ConfigError
 from lit_nlp.generation import PairTokenizer, default_prompt
 from lit_nlp.pretrained import load_config
-from lit_nlp.tokenization import pad
+from lit_nlp.tokenization import IGNORED, pad
 
-_IGNORED = -100
 # A text that isn't in the training data may need a longer target than any that is.
 _ROOM_TO_WRITE = 1.5
 
@@ -47,6 +46,11 @@ class TextToTextDataModule(TextDataModule):
         if max_target_length is not None and max_target_length < 2:
             raise ConfigError(f"max_target_length must be at least 2, got {max_target_length}", where="data")
         self._max_target_length, self._prompt = max_target_length, prompt
+
+    @property
+    def length_limits(self) -> str:
+        """The arguments that say where a text is cut off."""
+        return f"max_length={self.max_length} or max_target_length={self.pairs.max_target_length}"
 
     # What a task says
 
@@ -102,7 +106,10 @@ class TextToTextDataModule(TextDataModule):
 
     def options(self, split: Split) -> dict[str, Any]:
         """Add what frames sources and bounds targets."""
-        return super().options(split) | {"prompt": self.prompt, "target": self._max_target_length} | self.languages
+        pairs = self.pairs
+        special = [self.architecture, pairs.start, pairs.first, pairs.end]
+        ours = {"prompt": self.prompt, "target": self._max_target_length, "special": special}
+        return super().options(split) | ours | self.languages
 
     def tokenise(self, rows: list[Row], split: Split) -> Mapping[str, list[Any]]:
         """Tokenise both sides."""
@@ -136,11 +143,11 @@ class TextToTextDataModule(TextDataModule):
         known = targets[0] is not None
         if known and self.architecture == "decoder":
             prompts, sources = sources, [source + target for source, target in zip(sources, targets, strict=True)]
-            targets = [[_IGNORED] * len(prompt) + target for prompt, target in zip(prompts, targets, strict=True)]
+            targets = [[IGNORED] * len(prompt) + target for prompt, target in zip(prompts, targets, strict=True)]
         batch: dict[str, Any] = dict(pad([{"input_ids": ids} for ids in sources], int(self.tokenizer.pad_token_id)))
         batch["row"] = torch.tensor([row["row"] for row in rows])
         if known:
-            batch["labels"] = pad([{"input_ids": ids} for ids in targets], _IGNORED)["input_ids"]
+            batch["labels"] = pad([{"input_ids": ids} for ids in targets], IGNORED)["input_ids"]
         texts = [name for name in ("source", "target") if rows[0].get(name) is not None]
         return batch | {name: [row[name] for row in rows] for name in texts}
 

@@ -11,7 +11,7 @@ from lit_nlp.data import sources
 from lit_nlp.data.base import Split
 from lit_nlp.data.sources import Columns, Row
 from lit_nlp.data.text_to_text import TextToTextDataModule
-from lit_nlp.errors import ConfigError
+from lit_nlp.errors import ConfigError, DataError
 
 
 class TranslationDataModule(TextToTextDataModule):
@@ -43,6 +43,8 @@ class TranslationDataModule(TextToTextDataModule):
         super().__init__(backbone, **kwargs)
         if max_length_ratio <= 1:
             raise ConfigError(f"max_length_ratio must be above 1, got {max_length_ratio}", where="data")
+        if source_lang is not None and source_lang == target_lang:
+            raise ConfigError(f"source_lang and target_lang are both {source_lang}", where="data")
         self.source_lang, self.target_lang = source_lang, target_lang
         self.max_length_ratio, self.drop_suspect = max_length_ratio, drop_suspect
 
@@ -90,6 +92,9 @@ class TranslationDataModule(TextToTextDataModule):
         if not suspect:
             return table
         drops = split == "train" and self.drop_suspect
+        if drops and len(suspect) == len(table):
+            problem = f"all {len(table)} pairs have an empty text or one that is far longer than the other"
+            raise DataError(problem, where="data.train", mend="check columns and languages, or raise max_length_ratio")
         rank_zero_warn(
             f"{split}: {len(suspect)} of {len(table)} pairs have an empty text, or one more than"
             f" {self.max_length_ratio:g} times as long as the other, the first in {table[suspect[0]]['where']}; "
@@ -102,6 +107,10 @@ class TranslationDataModule(TextToTextDataModule):
         source, nested = self.sources[split], {}
         if source is None or self.source_lang is None or self.target_lang is None:
             return {}
+        source_key, target_key = (lang.partition("_")[0] for lang in (self.source_lang, self.target_lang))
+        if any(f"{{{target_key},{source_key}}}" in name for name in ([source] if isinstance(source, str) else source)):
+            problem = f"the braces name {target_key} first, but the source's language is {self.source_lang}"
+            raise ConfigError(problem, where=f"data.{split}", mend=f"write {{{source_key},{target_key}}}")
         found = sources.first_record(source).get("translation")
         for side, language in (("source", self.source_lang), ("target", self.target_lang)):
             for key in (language, language.partition("_")[0]):  # mBART's en_XX is en in the data

@@ -64,6 +64,11 @@ def _f1(prediction: str, answer: str, by_version_2: bool) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
+def _float(device: torch.device) -> torch.dtype:
+    """Odds in the precision that they are written in, where the device has it: a threshold among them must tell."""
+    return torch.float if device.type == "mps" else torch.double
+
+
 def best_threshold(
     scores: Float[Tensor, " questions"],
     null_odds: Float[Tensor, " questions"],
@@ -134,7 +139,7 @@ class SquadMetric(Metric):
             for prediction, odds, given in zip(predictions, null_odds, answers, strict=True)
         ]
         assert isinstance(self.scored, list)
-        self.scored.append(torch.tensor(scored, device=self.device))
+        self.scored.append(torch.tensor(scored, dtype=_float(self.device), device=self.device))
 
     def compute(self) -> dict[str, Tensor]:
         """Return `exact_match` and `f1`; where questions had no answer also what v2.0 tells.

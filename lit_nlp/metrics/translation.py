@@ -28,17 +28,16 @@ class SacreMetric(Metric):
         super().__init__()
         self.sacrebleu = _METRICS[name](**arguments)
         length = len(self.sacrebleu._extract_corpus_statistics(["a"], [["a"]])[0])
-        self.add_state("statistics", torch.zeros(length, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("statistics", torch.zeros(length, dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, hypotheses: Sequence[str], references: Sequence[str]) -> None:
         """Add segments, each with its one reference."""
         found = self.sacrebleu._extract_corpus_statistics(list(hypotheses), [list(references)])
-        self.statistics += torch.tensor(found, dtype=torch.float64, device=self.statistics.device).sum(0)
+        self.statistics += torch.tensor(found, device=self.statistics.device).sum(0).long()
 
     def compute(self) -> Tensor:
         """Return the corpus's score."""
-        sums = [int(each) if each == round(each) else each for each in self.statistics.tolist()]
-        return torch.tensor(self.sacrebleu._compute_score_from_stats(sums).score)
+        return torch.tensor(self.sacrebleu._compute_score_from_stats(self.statistics.tolist()).score)
 
     @property
     def signature(self) -> str:

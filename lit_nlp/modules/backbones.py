@@ -13,13 +13,14 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     EncoderDecoderConfig,
     EncoderDecoderModel,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging as transformers_logging
 
-from lit_nlp.checkpoints import read_checkpoint
+from lit_nlp.checkpoints import SECTION, read_checkpoint
 from lit_nlp.errors import BackboneError
 from lit_nlp.pretrained import LOADING_ERRORS, Location, locate_backbone, unloadable
 
@@ -42,6 +43,12 @@ def load_model(
     """
     location = locate_backbone(backbone)
     chosen = {"attn_implementation": attn_implementation} if attn_implementation else {}
+    if auto_class is AutoModelForSeq2SeqLM and location.is_checkpoint and not config.is_encoder_decoder:
+        raise BackboneError(
+            "an encoder's checkpoint can't become an encoder-decoder",
+            where=f"backbone {backbone}",
+            mend="give the folder backbone/ that its pre-training wrote, or the backbone that it came from",
+        )
     doubled = auto_class is AutoModelForSeq2SeqLM and not config.is_encoder_decoder
     try:
         if doubled and not location.is_scratch:
@@ -50,7 +57,10 @@ def load_model(
             model = auto_class.from_config(_both_halves(config) if doubled else config, dtype=torch.float32, **chosen)
         elif location.is_checkpoint:
             model = auto_class.from_config(config, dtype=torch.float32, **chosen)
-            _load_fitting(model, read_checkpoint(location.path)["state_dict"])
+            checkpoint = read_checkpoint(location.path)
+            _load_fitting(model, checkpoint["state_dict"])
+            if "generation_config" in checkpoint[SECTION]:
+                model.generation_config = GenerationConfig.from_dict(checkpoint[SECTION]["generation_config"])
         else:
             model = _from_pretrained(location, auto_class, config, chosen)
     except pickle.UnpicklingError as error:

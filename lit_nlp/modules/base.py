@@ -14,6 +14,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torchmetrics import MetricCollection
 from transformers import PreTrainedConfig, get_scheduler
 
 from lit_nlp.checkpoints import SECTION, check_primitives, pack_backbone, read_checkpoint
@@ -29,6 +30,7 @@ from lit_nlp.tokenization import Encoded, Text, Tokens, encode, pad, resolve_max
 Batch = Mapping[str, Any]
 # What a verb leaves in the run's folder: file name -> text, or rows of a JSONL file.
 Files = dict[str, str | list[dict[str, Any]]]
+EvaluationSplit = Literal["val", "test"]
 M = TypeVar("M", bound="TransformerModule")
 
 
@@ -94,6 +96,7 @@ class TransformerModule(LightningModule):
             # An embedding never learns its padding token; but here it is one that texts may hold.
             self.model.get_input_embeddings().padding_idx = None  # type: ignore[assignment]
         self._check_positions()
+        self.metrics = nn.ModuleDict({split: self.new_metrics() for split in ("val", "test")})
         self._places = parameter_places(self.model)
         if freeze:
             freeze_parameters(self.model, freeze)
@@ -127,6 +130,18 @@ class TransformerModule(LightningModule):
     def score(self, outputs: Tensor, target: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
         """Return the scalar that an attribution explains, one for each row of `outputs`."""
         raise NotImplementedError
+
+    def new_metrics(self) -> MetricCollection:
+        """Return what a split is measured by; what it needs is set before the base's `__init__`."""
+        raise NotImplementedError
+
+    def evaluate(self, split: EvaluationSplit, batch: Batch) -> list[Any]:
+        """Update the split's metrics, and return what was found of each row, with its number as `row`."""
+        raise NotImplementedError
+
+    def figures(self, measured: dict[str, Any]) -> dict[str, Tensor]:
+        """Return what is logged of a split's metrics, by name."""
+        return measured
 
     def test_files(self, rows: list[Any]) -> Files:
         """Return what a test leaves beside its metrics, from the `rows` that its steps returned, in order."""
@@ -237,6 +252,44 @@ class TransformerModule(LightningModule):
         schedule = get_scheduler(name, optimizer, warmup_steps(self.warmup, steps), steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    # Evaluation
+
+    def on_validation_epoch_start(self) -> None:
+        """Measure anew."""
+        self.metrics_of("val").reset()
+
+    def on_test_epoch_start(self) -> None:
+        """Measure anew."""
+        self.metrics_of("test").reset()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Measure a batch."""
+        self.evaluate("val", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, list[Any]]:
+        """Measure a batch; returns under `rows` what was found of each row, for who writes it."""
+        return {"rows": self.evaluate("test", batch)}
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics of the validation split."""
+        self._log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics of the test split."""
+        self._log_metrics("test")
+
+    def metrics_of(self, split: EvaluationSplit) -> MetricCollection:
+        """Return the metrics of a split."""
+        return cast(MetricCollection, self.metrics[split])
+
+    def log_loss(self, split: EvaluationSplit, losses: Float[Tensor, " rows"], weight: int | Tensor) -> None:
+        """Log the mean loss of a split, over all that `weight` counts in its batches."""
+        self.log(f"{split}/loss", losses.sum() / weight, batch_size=int(weight), on_epoch=True, sync_dist=True)
+
+    def _log_metrics(self, split: EvaluationSplit) -> None:
+        figures = self.figures(self.metrics_of(split).compute())
+        self.log_dict({f"{split}/{name}": figure.float() for name, figure in figures.items()}, sync_dist=True)
+
     # The self-contained checkpoint
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -245,7 +298,7 @@ class TransformerModule(LightningModule):
             "module": type(self).__name__,
             "rng": rng_state(),
             "precision": self.trainer.precision,
-            **pack_backbone(self.model.config, self.tokenizer),
+            **pack_backbone(self.model.config, self.tokenizer, getattr(self.model, "generation_config", None)),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -358,7 +411,7 @@ class TransformerModule(LightningModule):
         return not scaled and isinstance(self.trainer.strategy, SingleDeviceStrategy | DDPStrategy)
 
     def _check_positions(self) -> None:
-        positions = _positions(self.model)
+        positions = positions_of(self.model)
         if positions is not None and self.max_length > positions > 0:
             if self.hparams["max_length"] is not None:
                 raise ConfigError(
@@ -393,7 +446,16 @@ def as_json(result: Any) -> dict[str, Any]:
     return {name: value for name, value in asdict(result).items() if value is not None}
 
 
-def _positions(model: nn.Module) -> int | None:
+def token_scores(
+    logits: Float[Tensor, "rows places vocabulary"], target: Int[Tensor, "rows 2"]
+) -> Float[Tensor, " rows"]:
+    """Return the log probability of a token at a place of each row: `target` holds place and token."""
+    place, token = target.unbind(1)
+    rows = torch.arange(len(logits), device=logits.device)
+    return logits[rows, place].log_softmax(-1).gather(1, token.unsqueeze(1)).squeeze(1)
+
+
+def positions_of(model: nn.Module) -> int | None:
     """Return how many tokens have a position, where the model says it."""
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:

@@ -1,14 +1,18 @@
 """Generative question answering: an answer written word by word, measured by its words."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
-from torch import Tensor, nn
-from torchmetrics import Metric
-from torchmetrics.text import ROUGEScore
+import torch
+from torch import Tensor
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.functional.text import rouge_score
 
+from lit_nlp.generation import question_with_context
 from lit_nlp.metrics.question_answering import SquadMetric
 from lit_nlp.modules.base import Batch, Files
 from lit_nlp.modules.text_to_text import Generated, TextToTextModule
+from lit_nlp.tokenization import Text
 
 
 class GenerativeQuestionAnsweringModule(TextToTextModule):
@@ -21,19 +25,32 @@ class GenerativeQuestionAnsweringModule(TextToTextModule):
         kwargs: The arguments of `TextToTextModule`.
     """
 
-    def new_metrics(self) -> nn.ModuleDict:
+    def new_metrics(self) -> MetricCollection:
         """Return exact match and F1, and ROUGE-L."""
-        return nn.ModuleDict({"words": SquadMetric(), "rouge": RougeL()})
+        return MetricCollection({"squad": SquadMetric(), "rouge": RougeL()}, compute_groups=False)
 
-    def update_metrics(self, metrics: dict[str, Metric], hypotheses: list[str], references: list[Any]) -> None:
+    def update_metrics(self, metrics: MetricCollection, hypotheses: list[str], references: list[Any]) -> None:
         """Add hypotheses and all answers that count; every question gets an answer, so nothing speaks for none."""
-        metrics["words"].update(hypotheses, [0.0] * len(hypotheses), references)
-        metrics["rouge"].update(hypotheses, references)
+        squad = {"predictions": hypotheses, "null_odds": [0.0] * len(hypotheses), "answers": references}
+        metrics.update(**squad, preds=hypotheses, target=references)
 
     @property
     def monitor(self) -> tuple[str, Literal["min", "max"]]:
         """The metric that tells the best checkpoint, and its direction."""
         return "val/f1", "max"
+
+    def predict_texts(self, texts: Sequence[Text], batch_size: int = 32) -> list[Generated]:
+        """Return the answers to questions, or to pairs of a question and a context, in their order.
+
+        Args:
+            texts: Questions, or tuples of a question and its context.
+            batch_size: Questions that are read at once.
+        """
+        if isinstance(texts, str):
+            return super().predict_texts(texts, batch_size)
+        return super().predict_texts(
+            [text if isinstance(text, str) else question_with_context(*text) for text in texts], batch_size
+        )
 
     def references(self, batch: Batch) -> list[Any]:
         """Return all answers that count for each row."""
@@ -45,12 +62,27 @@ class GenerativeQuestionAnsweringModule(TextToTextModule):
         return {"test_predictions.jsonl": self.predict_files(ranked)["predictions.jsonl"]}
 
 
-class RougeL(ROUGEScore):
-    """ROUGE-L's F1 in percent."""
+class RougeL(Metric):
+    """ROUGE-L's F1 in percent, as a sum over answers: torchmetrics' keeps a list, which processes can't join.
+
+    Each text counts with the best of its references.
+    """
+
+    full_state_update = False
+    total: Tensor
+    texts: Tensor
 
     def __init__(self) -> None:
-        super().__init__(rouge_keys="rougeL", accumulate="best")
+        super().__init__()
+        self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("texts", torch.zeros(()), dist_reduce_fx="sum")
+
+    def update(self, preds: list[str], target: list[list[str]]) -> None:
+        """Add texts, each with its references."""
+        mean = rouge_score(preds, target, accumulate="best", rouge_keys="rougeL")["rougeL_fmeasure"]
+        self.total += float(mean) * len(preds)
+        self.texts += len(preds)
 
     def compute(self) -> dict[str, Tensor]:
         """Return `rouge_l`."""
-        return {"rouge_l": 100 * super().compute()["rougeL_fmeasure"]}
+        return {"rouge_l": 100 * self.total / self.texts}

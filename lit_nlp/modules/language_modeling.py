@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 from typing import Any, cast
@@ -15,12 +16,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, MetricCollection
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, PreTrainedConfig
 
 from lit_nlp.architecture import Architecture, architecture
 from lit_nlp.errors import BackboneError, ConfigError
-from lit_nlp.modules.base import Batch, TransformerModule
+from lit_nlp.modules.base import Batch, EvaluationSplit, TransformerModule
 from lit_nlp.objectives import IGNORED, Examples, Objective, causal
 
 _OBJECTIVE_OF: dict[Architecture, Objective] = {
@@ -88,7 +89,6 @@ class LanguageModelingModule(TransformerModule):
         super().__init__(backbone, **kwargs)
         self.save_hyperparameters()
         self.mask_probability, self.span_length = mask_probability, span_length
-        self.losses = nn.ModuleDict({"val": MeanMetric(), "test": MeanMetric()})
         self._since = perf_counter()
 
     # Training
@@ -182,29 +182,20 @@ class LanguageModelingModule(TransformerModule):
 
     # Evaluation
 
-    def on_validation_epoch_start(self) -> None:
-        """Begin anew: here, since what is reset in inference mode can't be added to outside of it."""
-        self._loss_of("val").reset()
+    def new_metrics(self) -> MetricCollection:
+        """Return the mean loss of a token."""
+        return MetricCollection({"loss": MeanMetric()})
 
-    def on_test_epoch_start(self) -> None:
-        """Begin anew."""
-        self._loss_of("test").reset()
+    def evaluate(self, split: EvaluationSplit, batch: Batch) -> list[Any]:
+        """Measure a batch's tokens; there is nothing to tell of each row."""
+        losses = self.row_losses(self.forward_batch(batch), batch)
+        if tokens := int(self.places(batch).sum()):
+            self.metrics_of(split).update(losses.sum() / tokens, weight=tokens)
+        return []
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Measure a batch."""
-        self._evaluate("val", batch)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Measure a batch."""
-        self._evaluate("test", batch)
-
-    def on_validation_epoch_end(self) -> None:
-        """Log loss and perplexity of the validation split."""
-        self._log_losses("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Log loss and perplexity of the test split."""
-        self._log_losses("test")
+    def figures(self, measured: dict[str, Any]) -> dict[str, Tensor]:
+        """Add the perplexity, e to the loss in nats."""
+        return {**measured, "perplexity": measured["loss"].exp()}
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[TextLoss]:
         """Return the loss of each text of a batch, whose sequences stand together."""
@@ -249,7 +240,7 @@ class LanguageModelingModule(TransformerModule):
             each.row = None
         return [found[i] for i in range(len(texts))]
 
-    @property
+    @cached_property
     def examples(self) -> Examples:
         """What makes examples of texts, as in training."""
         return Examples(
@@ -277,15 +268,6 @@ class LanguageModelingModule(TransformerModule):
         rows = torch.arange(len(outputs), device=outputs.device)
         return outputs[rows, place].log_softmax(-1).gather(1, token.unsqueeze(1)).squeeze(1)
 
-    def embedding_layers(self) -> list[nn.Module]:
-        """Return the layers whose outputs stand for the tokens, those of both halves of an encoder-decoder."""
-        if self.objective != "denoising":
-            return super().embedding_layers()
-        halves = self.model.get_encoder(), self.model.get_decoder()
-        return [cast(nn.Module, half.get_input_embeddings()) for half in halves]
-
-    # The backbone that comes of it
-
     def save_backbone(self, folder: str | Path) -> None:
         """Write a folder as transformers reads it: configuration, weights and tokenizer; whole or not at all."""
         folder = Path(folder)
@@ -302,23 +284,14 @@ class LanguageModelingModule(TransformerModule):
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
-    def _evaluate(self, split: str, batch: Batch) -> None:
-        losses = self.row_losses(self.forward_batch(batch), batch)
-        tokens = self.places(batch).sum()
-        if tokens:
-            self._loss_of(split).update(losses.sum() / tokens, weight=tokens)
-
-    def _log_losses(self, split: str) -> None:
-        mean = self._loss_of(split).compute()
-        self.log_dict({f"{split}/loss": mean, f"{split}/perplexity": mean.exp()}, sync_dist=True)
-
-    def _loss_of(self, split: str) -> MeanMetric:
-        return cast(MeanMetric, self.losses[split])
-
     def _check_packing(self) -> None:
         """Make sure that a document reads the same behind another as alone."""
         if self.model.config._attn_implementation not in ("sdpa", "eager"):
-            return  # Flash attention takes documents apart by the same positions, but runs on a GPU only.
+            raise BackboneError(
+                f"packed documents would see each other under {self.model.config._attn_implementation}",
+                where="model.attn_implementation",
+                mend="leave it out, or set sdpa or eager",
+            )
         first, second = ([i % self.model.config.vocab_size for i in range(start, start + 4)] for start in (5, 11))
         alone, packed = self._logits([second]), self._logits([first, second])
         if (packed[:, 4:] - alone).abs().max() > _SAME_LOGITS * alone.std():

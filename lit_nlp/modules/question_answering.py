@@ -4,17 +4,18 @@ import json
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, cast, overload
+from typing import Any, ClassVar, Literal, overload
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
+from torchmetrics import MetricCollection
 from transformers import AutoModel, AutoModelForQuestionAnswering, PreTrainedConfig
 
 from lit_nlp.errors import ConfigError
 from lit_nlp.metrics.question_answering import SquadMetric, exact_match, f1
-from lit_nlp.modules.base import Batch, Files, TransformerModule, as_json, require
+from lit_nlp.modules.base import Batch, EvaluationSplit, Files, TransformerModule, as_json, require
 from lit_nlp.tokenization import Encoded, Text, context_offsets, encode_windows, no_answer_positions
 
 _DEFAULT_MAX_LENGTH = 384
@@ -164,6 +165,7 @@ class QuestionAnsweringModule(TransformerModule):
         max_length: int | None = None,
         **kwargs: Any,
     ) -> None:
+        self.unanswerable, self.null_threshold = unanswerable, null_threshold
         super().__init__(backbone, max_length=max_length, **kwargs)
         self.save_hyperparameters()
         require(doc_stride >= 0, f"doc_stride must be at least 0, got {doc_stride}")
@@ -171,8 +173,6 @@ class QuestionAnsweringModule(TransformerModule):
         require(n_best >= 1, f"n_best must be at least 1, got {n_best}")
         self.max_length = min(self.max_length, max_length or _DEFAULT_MAX_LENGTH)
         self.doc_stride, self.max_answer_length, self.n_best = doc_stride, max_answer_length, n_best
-        self.unanswerable, self.null_threshold = unanswerable, null_threshold
-        self.metrics = nn.ModuleDict({"val": self.new_metric(), "test": self.new_metric()})
 
     def auto_class(self, config: PreTrainedConfig) -> Any:
         """Return the class that gives each token a start and an end logit."""
@@ -213,29 +213,22 @@ class QuestionAnsweringModule(TransformerModule):
         """F1, the higher the better."""
         return "val/f1", "max"
 
-    def new_metric(self) -> SquadMetric:
-        """Return the metric that a split is measured by."""
-        return SquadMetric(no_answers=self.unanswerable, null_threshold=self.null_threshold)
+    def new_metrics(self) -> MetricCollection:
+        """Return exact match and F1 by the official rules."""
+        squad = SquadMetric(no_answers=self.unanswerable, null_threshold=self.null_threshold)
+        return MetricCollection({"squad": squad}, compute_groups=False)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Measure a batch."""
-        self._evaluate("val", batch)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, list[Tested]]:
-        """Measure a batch; returns under `rows` what was found of each row, for who writes it."""
-        logits, answers = self._evaluate("test", batch)
+    def evaluate(self, split: EvaluationSplit, batch: Batch) -> list[Tested]:
+        """Measure the answers to a batch's questions."""
+        logits = self.forward_batch(batch)
         losses = self._window_losses(logits, batch, smoothing=0.0)
+        self.log_loss(split, losses, len(losses))
+        answers = self._answers(logits, batch)
+        odds = [answer.null_odds for answer in answers]
+        self.metrics_of(split).update([each.best_text for each in answers], odds, batch["answers"])
         group, sizes = _rows(batch)
         means = losses.new_zeros(len(sizes)).index_add(0, group, losses) / sizes
-        return {"rows": list(map(self._tested, answers, batch["answers"], means.tolist()))}
-
-    def on_validation_epoch_end(self) -> None:
-        """Log exact match and F1 of the validation split."""
-        self._log_metric("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Log exact match and F1 of the test split."""
-        self._log_metric("test")
+        return list(map(self._tested, answers, batch["answers"], means.tolist()))
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[Answer]:
         """Return the answers to a batch's questions, with their ids and row numbers."""
@@ -334,22 +327,6 @@ class QuestionAnsweringModule(TransformerModule):
     ) -> Float[Tensor, " batch"]:
         """Return log p(start) + log p(end) of a fixed span of tokens: that of the maximum would jump between spans."""
         return outputs.log_softmax(1).gather(1, target.unsqueeze(1)).flatten(1).sum(1)
-
-    def _evaluate(self, split: str, batch: Batch) -> tuple[Float[Tensor, "windows tokens 2"], list[Answer]]:
-        logits = self.forward_batch(batch)
-        weight = self.loss_weight(batch)
-        loss = self.row_losses(logits, batch).sum() / weight
-        self.log(f"{split}/loss", loss, batch_size=weight, on_epoch=True, sync_dist=True)
-        answers = self._answers(logits, batch)
-        odds = [answer.null_odds for answer in answers]
-        cast(SquadMetric, self.metrics[split]).update([each.best_text for each in answers], odds, batch["answers"])
-        return logits, answers
-
-    def _log_metric(self, split: str) -> None:
-        metric = cast(SquadMetric, self.metrics[split])
-        figures = metric.compute()
-        metric.reset()
-        self.log_dict({f"{split}/{name}": figure for name, figure in figures.items()}, sync_dist=True)
 
     def _tested(self, answer: Answer, given: list[str], loss: float) -> Tested:
         exact, overlap = (rule(answer.text, given, no_answers=self.unanswerable) for rule in (exact_match, f1))

@@ -7,7 +7,7 @@ from typing import Any, Literal, cast
 import torch
 from jaxtyping import Float, Int
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric, MetricCollection
 from torchmetrics import classification as tc
@@ -15,7 +15,7 @@ from torchmetrics import regression as tr
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig
 
 from lit_nlp.errors import ConfigError
-from lit_nlp.modules.base import Batch, Files, TransformerModule, as_json, require
+from lit_nlp.modules.base import Batch, EvaluationSplit, Files, TransformerModule, as_json, require
 from lit_nlp.tokenization import Encoded, Text, encode
 
 # Keeps the slope of (1 - p)^gamma finite for gamma below 1.
@@ -130,7 +130,6 @@ class TextClassificationModule(TransformerModule):
         )
         weights = self._weights(class_weights, label_counts)
         self.register_buffer("class_weights", weights, persistent=False)
-        self.metrics = nn.ModuleDict({"val": self.new_metrics(), "test": self.new_metrics()})
         self.confusion: Int[Tensor, "labels predictions"] | None = None
 
     def auto_class(self, config: PreTrainedConfig) -> Any:
@@ -185,26 +184,22 @@ class TextClassificationModule(TransformerModule):
             return MetricCollection(_multi_label_metrics(len(self.labels)))
         return MetricCollection(_single_label_metrics(len(self.labels)))
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Measure a batch."""
-        self._evaluate("val", batch)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, list[Tested]]:
-        """Measure a batch; returns under `rows` what was found of each row, for who writes it.
-
-        A row's own loss knows neither weights nor smoothing, and so nothing of the rows beside it.
-        """
-        logits, losses = self._evaluate("test", batch)
+    def evaluate(self, split: EvaluationSplit, batch: Batch) -> list[Tested]:
+        """Measure a batch; a row's own loss knows neither weights nor smoothing, nor the rows beside it."""
+        logits = self.forward_batch(batch)
+        losses = self._losses(logits, batch, weights=None, smoothing=0.0, gamma=0.0)
+        self.log_loss(split, losses, len(losses))
+        self.metrics_of(split).update(self.probabilities(logits), self._metric_labels(batch))
         labels = map(self.label_of, batch["labels"])
-        return {"rows": list(map(Tested, self._predictions_of(logits, batch), labels, losses.tolist()))}
+        return list(map(Tested, self._predictions_of(logits, batch), labels, losses.tolist()))
 
-    def on_validation_epoch_end(self) -> None:
-        """Log the metrics of the validation split."""
-        self._log_metrics("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Log the metrics of the test split."""
-        self._log_metrics("test")
+    def figures(self, measured: dict[str, Any]) -> dict[str, Tensor]:
+        """Return all figures but the confusion matrix, those of a class under its name."""
+        self.confusion = measured.pop("confusion", None)
+        figures: dict[str, Tensor] = {}
+        for name, value in measured.items():
+            figures |= {name: value} if value.ndim == 0 else _by_label(name, value, self.labels)
+        return figures
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[ClassificationPrediction]:
         """Return the predictions of a batch, with its texts and row numbers where it holds them."""
@@ -291,14 +286,6 @@ class TextClassificationModule(TransformerModule):
         """Return the logit of each row's target class."""
         return outputs.gather(1, target.unsqueeze(1)).squeeze(1)
 
-    def _evaluate(self, split: str, batch: Batch) -> tuple[Float[Tensor, "rows classes"], Float[Tensor, " rows"]]:
-        """Measure a batch; returns logits and each row's own loss, without weights and smoothing."""
-        logits = self.forward_batch(batch)
-        losses = self._losses(logits, batch, weights=None, smoothing=0.0, gamma=0.0)
-        self.log(f"{split}/loss", losses.mean(), batch_size=len(losses), on_epoch=True, sync_dist=True)
-        cast(MetricCollection, self.metrics[split]).update(self.probabilities(logits), self._metric_labels(batch))
-        return logits, losses
-
     def _predictions_of(self, logits: Float[Tensor, "rows classes"], batch: Batch) -> list[ClassificationPrediction]:
         texts = batch.get("text", [None] * len(logits))
         pairs = batch.get("text_pair", [None] * len(logits))
@@ -319,15 +306,6 @@ class TextClassificationModule(TransformerModule):
         if self.problem_type == "regression":
             return batch["labels"].float().view(-1, 1)
         return batch["labels"].long() if self.problem_type == "multi_label" else batch["labels"]
-
-    def _log_metrics(self, split: str) -> None:
-        metrics = cast(MetricCollection, self.metrics[split])
-        values = metrics.compute()
-        metrics.reset()
-        self.confusion = values.pop("confusion", None)
-        for name, value in values.items():
-            named = {name: value} if value.ndim == 0 else _by_label(name, value, self.labels)
-            self.log_dict({f"{split}/{each}": figure.float() for each, figure in named.items()}, sync_dist=True)
 
     def _prediction(self, probabilities: list[float], text: Text | None, row: int | None) -> ClassificationPrediction:
         first, second = text if isinstance(text, tuple) else (text, None)

@@ -2,22 +2,22 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
-from torchmetrics import Metric
+from torchmetrics import MetricCollection
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedConfig
 
 from lit_nlp.architecture import architecture
-from lit_nlp.generation import PairTokenizer, default_prompt
-from lit_nlp.modules.base import Batch, TransformerModule, require
-
-_IGNORED = -100
+from lit_nlp.errors import ConfigError
+from lit_nlp.generation import PairTokenizer, default_prompt, one_line
+from lit_nlp.modules.base import Batch, EvaluationSplit, TransformerModule, positions_of, require, token_scores
+from lit_nlp.tokenization import IGNORED
 
 
 @dataclass
@@ -50,7 +50,7 @@ class TextToTextModule(TransformerModule):
             its chat template, or a line break behind the source.
         source_lang: The source's language, for tokenizers that write it down.
         target_lang: The target's.
-        max_target_length: Tokens of a target in training. None: as many as of a source.
+        max_target_length: Tokens of a target in training. None: `max_length`, for a decoder half of it.
         max_new_tokens: Where to stop writing. None: at `max_target_length`.
         num_beams: Hypotheses that are kept at each step; 1 is greedy.
         length_penalty: Above 1 favours longer texts among the beams, below 1 shorter.
@@ -96,33 +96,33 @@ class TextToTextModule(TransformerModule):
             target_lang=target_lang,
         )
         self.num_beams = num_beams
-        self.model.generation_config = GenerationConfig(
+        known = self.model.generation_config or GenerationConfig()
+        ends = known.eos_token_id if isinstance(known.eos_token_id, list) else [known.eos_token_id]
+        known.update(
+            max_length=None,
             max_new_tokens=max_new_tokens or self.pairs.max_target_length,
+            do_sample=False,
             length_penalty=length_penalty,
             no_repeat_ngram_size=no_repeat_ngram_size,
             decoder_start_token_id=self.pairs.start,
             forced_bos_token_id=self.pairs.first,
-            eos_token_id=self.pairs.end,
+            eos_token_id=sorted({self.pairs.end, *(end for end in ends if end is not None)}),
             pad_token_id=self.tokenizer.pad_token_id,
         )
-        self.metrics = nn.ModuleDict({"val": self.new_metrics(), "test": self.new_metrics()})
+        self.model.generation_config = known
+        self._check_room(max(known.max_new_tokens, self.pairs.max_target_length))
 
     # What a task says
 
-    def new_metrics(self) -> nn.ModuleDict:
-        """Return the metrics of a split by name."""
-        raise NotImplementedError
-
-    def update_metrics(self, metrics: dict[str, Metric], hypotheses: list[str], references: list[Any]) -> None:
+    def update_metrics(self, metrics: MetricCollection, hypotheses: list[str], references: list[Any]) -> None:
         """Add what was written for some rows, and what it is measured by."""
-        for metric in metrics.values():
-            metric.update(hypotheses, references)
+        metrics.update(hypotheses, references)
 
     def references(self, batch: Batch) -> list[Any]:
         """Return what each hypothesis is measured by: the target's text on one line, else its labels decoded."""
         if "target" in batch:
-            return [" ".join(text.split("\n")).strip() for text in batch["target"]]
-        return [self.pairs.decode(labels[labels != _IGNORED].tolist()) for labels in batch["labels"]]
+            return [one_line(text) for text in batch["target"]]
+        return [self.pairs.decode(labels[labels != IGNORED].tolist()) for labels in batch["labels"]]
 
     # Training
 
@@ -152,25 +152,26 @@ class TextToTextModule(TransformerModule):
 
     def loss_weight(self, batch: Batch) -> Tensor:
         """Return the number of target tokens: each counts the same, in whatever row it stands."""
-        return (self.target_tokens(batch) != _IGNORED).sum().clamp_min(1)
+        return (self.target_tokens(batch) != IGNORED).sum().clamp_min(1)
 
     def score(
         self, outputs: Float[Tensor, "rows target vocabulary"], target: Int[Tensor, "rows 2"]
     ) -> Float[Tensor, " rows"]:
         """Return the log probability of a token at a place of each row's target: `target` holds place and token."""
-        place, token = target.unbind(1)
-        rows = torch.arange(len(outputs), device=outputs.device)
-        return outputs[rows, place].log_softmax(-1).gather(1, token.unsqueeze(1)).squeeze(1)
+        return token_scores(outputs, target)
 
     # Evaluation
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Measure loss and what is written."""
-        self._evaluate("val", batch)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, list[Generated]]:
-        """Measure a batch; returns under `rows` what was written for each row."""
-        return {"rows": self._evaluate("test", batch)}
+    def evaluate(self, split: EvaluationSplit, batch: Batch) -> list[Generated]:
+        """Measure the loss of the references, without smoothing, and what is written in their place."""
+        losses = self._token_losses(self.forward_batch(batch), batch, smoothing=0.0).sum(1)
+        self.log_loss(split, losses, self.loss_weight(batch))
+        fitting = self.trainer.state.fn == TrainerFn.FITTING
+        texts = self.generate(batch, num_beams=1 if fitting else None)
+        references = self.references(batch)
+        self.update_metrics(self.metrics_of(split), texts, references)
+        sources = batch.get("source", [None] * len(texts))
+        return list(map(Generated, sources, texts, references, losses.tolist(), _rows(batch, len(texts))))
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[Generated]:
         """Write for each source of a batch."""
@@ -180,14 +181,6 @@ class TextToTextModule(TransformerModule):
             Generated(source, text, row=row)
             for source, text, row in zip(sources, texts, _rows(batch, len(texts)), strict=True)
         ]
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the metrics of the validation split."""
-        self._log_metrics("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Log the metrics of the test split."""
-        self._log_metrics("test")
 
     # Writing
 
@@ -207,7 +200,7 @@ class TextToTextModule(TransformerModule):
             batch_size: Sources that are read at once.
         """
         if isinstance(texts, str):
-            require(False, "expected a list of texts, got one text; write [text]")
+            raise ConfigError("expected a list of texts, got one text", where="texts", mend="write [text]")
         sources = self.pairs.sources(texts).ids if texts else []
         order = sorted(range(len(sources)), key=lambda i: -len(sources[i]))
         written = [""] * len(sources)
@@ -219,33 +212,23 @@ class TextToTextModule(TransformerModule):
                     written[i] = text
         return [Generated(source, text) for source, text in zip(texts, written, strict=True)]
 
-    def _evaluate(self, split: Literal["val", "test"], batch: Batch) -> list[Generated]:
-        losses = self._token_losses(self.forward_batch(batch), batch, smoothing=0.0).sum(1)
-        tokens = self.loss_weight(batch)
-        self.log(f"{split}/loss", losses.sum() / tokens, batch_size=int(tokens), on_epoch=True, sync_dist=True)
-        fitting = self.trainer.state.fn == TrainerFn.FITTING
-        texts = self.generate(batch, num_beams=1 if fitting else None)
-        references = self.references(batch)
-        self.update_metrics(self._metrics_of(split), texts, references)
-        sources = batch.get("source", [None] * len(texts))
-        return list(map(Generated, sources, texts, references, losses.tolist(), _rows(batch, len(texts))))
-
-    def _log_metrics(self, split: str) -> None:
-        for name, metric in self._metrics_of(split).items():
-            value = metric.compute()
-            named = value if isinstance(value, dict) else {name: value}
-            self.log_dict({f"{split}/{each}": figure.float() for each, figure in named.items()}, sync_dist=True)
-            metric.reset()
-
-    def _metrics_of(self, split: str) -> dict[str, Metric]:
-        return dict(cast(nn.ModuleDict, self.metrics[split]).items())  # type: ignore[arg-type]
+    def _check_room(self, tokens: int) -> None:
+        """Make sure that what is written has positions."""
+        positions = positions_of(self.model)
+        read = self.pairs.max_source_length if self.pairs.start is None else 0
+        if positions is not None and read + tokens > positions:
+            raise ConfigError(
+                f"max_target_length or max_new_tokens asks for {read + tokens} positions, the backbone has {positions}",
+                where="model",
+                mend="lower them",
+            )
 
     def _token_losses(
         self, outputs: Float[Tensor, "rows target vocabulary"], batch: Batch, smoothing: float
     ) -> Float[Tensor, "rows target"]:
         labels = self.target_tokens(batch)
         losses = F.cross_entropy(
-            outputs.flatten(0, 1), labels.flatten(), ignore_index=_IGNORED, label_smoothing=smoothing, reduction="none"
+            outputs.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, label_smoothing=smoothing, reduction="none"
         )
         return losses.view_as(labels)
 
@@ -253,7 +236,7 @@ class TextToTextModule(TransformerModule):
         """Return what a decoder has read when it is to write each label: the start, and the labels before."""
         shifted = labels.roll(1, dims=1)
         shifted[:, 0] = cast(int, self.pairs.start)
-        return shifted.masked_fill(shifted == _IGNORED, self.baseline_id)
+        return shifted.masked_fill(shifted == IGNORED, self.baseline_id)
 
     def _prompts(self, batch: Batch) -> dict[str, Int[Tensor, "rows sequence"]]:
         """Return what is read before anything is written; a decoder's prompts end together."""
@@ -262,7 +245,7 @@ class TextToTextModule(TransformerModule):
             return inputs
         is_prompt: Bool[Tensor, "rows sequence"] = inputs["attention_mask"].bool()
         if "labels" in batch:
-            is_prompt = is_prompt & (batch["labels"] == _IGNORED)
+            is_prompt = is_prompt & (batch["labels"] == IGNORED)
         prompts = [ids[mask] for ids, mask in zip(inputs["input_ids"], is_prompt, strict=True)]
         ids = pad_sequence(prompts, batch_first=True, padding_value=self.baseline_id, padding_side="left")
         mask = pad_sequence([torch.ones_like(p) for p in prompts], batch_first=True, padding_side="left")

@@ -2,8 +2,9 @@
 
 from typing import Any, ClassVar, Literal, cast
 
-from torch import nn
+from torchmetrics import MetricCollection
 
+from lit_nlp.generation import one_line
 from lit_nlp.metrics.translation import SacreMetric
 from lit_nlp.modules.base import Files
 from lit_nlp.modules.text_to_text import Generated, TextToTextModule
@@ -26,10 +27,12 @@ class TranslationModule(TextToTextModule):
         super().__init__(backbone, **kwargs)
         self.save_hyperparameters()
 
-    def new_metrics(self) -> nn.ModuleDict:
+    def new_metrics(self) -> MetricCollection:
         """Return BLEU, chrF and TER."""
         bleu = SacreMetric("bleu", **self._bleu)
-        return nn.ModuleDict({"bleu": bleu, "chrf": SacreMetric("chrf"), "ter": SacreMetric("ter")})
+        return MetricCollection(
+            {"bleu": bleu, "chrf": SacreMetric("chrf"), "ter": SacreMetric("ter")}, compute_groups=False
+        )
 
     @property
     def monitor(self) -> tuple[str, Literal["min", "max"]]:
@@ -39,14 +42,14 @@ class TranslationModule(TextToTextModule):
     @property
     def signatures(self) -> dict[str, str]:
         """How each metric was measured, in sacrebleu's words."""
-        return {name: cast(SacreMetric, each).signature for name, each in self._metrics_of("test").items()}
+        return {name: cast(SacreMetric, each).signature for name, each in self.metrics_of("test").items()}
 
     def test_files(self, rows: list[Generated]) -> Files:
         """Return hypotheses, sources and references a line each, as the command `sacrebleu` reads them."""
         columns = {
             "hypotheses.txt": [row.text for row in rows],
             "references.txt": [str(row.reference or "") for row in rows],
-            "sources.txt": [" ".join((row.source or "").split("\n")) for row in rows],
+            "sources.txt": [one_line(row.source or "") for row in rows],
         }
         signatures = "".join(f"{name}|{signature}\n" for name, signature in self.signatures.items())
         lines: Files = {name: "".join(f"{line}\n" for line in lines) for name, lines in columns.items()}

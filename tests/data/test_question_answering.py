@@ -289,7 +289,7 @@ def test_a_right_start_is_left_alone_also_where_the_text_stands_twice() -> None:
     [
         ("ab xy ab", "ab", 3, "0 or 6"),
         # Five bytes lead to one, the nearest character to the other.
-        ("éé 1 x1", "1", 5, "3 or 6"),
+        ("éé 1 ,1", "1", 5, "3 or 6"),
     ],
 )
 def test_a_start_that_may_mean_two_places_is_refused(context: str, text: str, start: int, meant: str) -> None:
@@ -300,6 +300,10 @@ def test_a_start_that_may_mean_two_places_is_refused(context: str, text: str, st
 
 def test_of_two_places_near_a_start_the_nearest_is_meant() -> None:
     assert locate("ab x ab", "ab", 1, "here") == Gold(0, 2, repaired=True)
+
+
+def test_a_whole_word_is_meant_before_a_part_of_one() -> None:
+    assert locate("this is bad", "is", 1, "here") == Gold(5, 7, repaired=True)
 
 
 @pytest.mark.parametrize("seed", range(200))

@@ -1,9 +1,16 @@
+import multiprocessing
 import random
+from pathlib import Path
+from typing import Any
 
 import pytest
 import sacrebleu
+import torch
+from rouge_score.rouge_scorer import RougeScorer
 
+from lit_nlp.metrics.question_answering import SquadMetric, f1
 from lit_nlp.metrics.translation import SacreMetric
+from lit_nlp.modules.generative_question_answering import RougeL
 from tests.translators import GERMAN
 
 OF_CORPUS = {"bleu": sacrebleu.corpus_bleu, "chrf": sacrebleu.corpus_chrf, "ter": sacrebleu.corpus_ter}
@@ -25,13 +32,31 @@ def test_batches_add_up_to_sacrebleus_own_figure_of_the_corpus(name: str, size: 
     assert metric.compute().item() == pytest.approx(OF_CORPUS[name](said, [GERMAN]).score, rel=1e-6)
 
 
-def test_processes_add_up_too() -> None:
-    whole, *parts = (SacreMetric("bleu") for _ in range(3))
-    whole.update(hypotheses(), GERMAN)
-    for part, rows in zip(parts, (slice(0, 2), slice(2, 6)), strict=True):
-        part.update(hypotheses()[rows], GERMAN[rows])
-    parts[0].statistics += parts[1].statistics
-    assert parts[0].compute() == whole.compute()
+def measured_by(rank: int, results: Any, store: str) -> None:
+    """Measure a share of the texts in a process of its own: two texts, or four."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    said, rows = hypotheses(), (slice(0, 2), slice(2, 6))[rank]
+    bleu, rouge, squad = SacreMetric("bleu"), RougeL(), SquadMetric()
+    bleu.update(said[rows], GERMAN[rows])
+    rouge.update(said[rows], [[text] for text in GERMAN[rows]])
+    squad.update(said[rows], [0.0] * len(said[rows]), [[text] for text in GERMAN[rows]])
+    results[rank] = [float(bleu.compute()), float(rouge.compute()["rouge_l"]), float(squad.compute()["f1"])]
+    torch.distributed.destroy_process_group()
+
+
+def test_processes_with_unequal_shares_find_what_one_does(tmp_path: Path) -> None:
+    said = hypotheses()
+    rouge = [
+        RougeScorer(["rougeL"]).score(text, other)["rougeL"].fmeasure for text, other in zip(GERMAN, said, strict=True)
+    ]
+    squad = [f1(text, [other]) for text, other in zip(said, GERMAN, strict=True)]
+    expected = [sacrebleu.corpus_bleu(said, [GERMAN]).score, 100 * sum(rouge) / 6, 100 * sum(squad) / 6]
+    with multiprocessing.get_context("spawn").Manager() as manager:
+        results = manager.dict()
+        torch.multiprocessing.spawn(measured_by, (results, str(tmp_path / "store")), nprocs=2)
+        for found in results.values():
+            assert found == pytest.approx(expected, rel=1e-5)
+        assert len(results) == 2
 
 
 def test_the_signature_is_sacrebleus() -> None:

@@ -197,7 +197,10 @@ def test_smoothing_is_torchs_and_leaves_the_measured_loss_alone(marian: str, tmp
 def greedy(module: Any, source: list[int], steps: int) -> list[int]:
     """Write the most probable token again and again, reading all from the start each time."""
     written = [module.pairs.start] + ([module.pairs.first] if module.pairs.first is not None else [])
-    for _ in range(steps):
+    forced = module.model.generation_config.forced_eos_token_id is not None
+    for step in range(steps):
+        if forced and step == steps - 1:
+            break  # what stands last is the end, whatever the model says
         logits = module.model(input_ids=torch.tensor([source]), decoder_input_ids=torch.tensor([written])).logits
         written.append(int(logits[0, -1].argmax()))
         if written[-1] == module.pairs.end:
@@ -282,7 +285,7 @@ def test_sacrebleu_itself_scores_the_files_to_the_same_figures(marian: str, tmp_
     for each in json.loads(said.stdout):
         name = each["name"].lower().removesuffix("2")
         assert measured[f"test/{name}"] == pytest.approx(each["score"], rel=1e-5)
-        assert each["signature"].split("|")[0] in signatures[name]
+        assert set(each["signature"].split("|")) == set(signatures[name].split("|"))
 
 
 def test_answers_are_measured_by_their_words(t5: str, tmp_path: Path) -> None:
