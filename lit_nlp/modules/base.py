@@ -255,11 +255,11 @@ class TransformerModule(LightningModule):
     # Evaluation
 
     def on_validation_epoch_start(self) -> None:
-        """Measure anew."""
+        """Measure anew, also after an evaluation that broke off."""
         self.metrics_of("val").reset()
 
     def on_test_epoch_start(self) -> None:
-        """Measure anew."""
+        """Measure anew, also after an evaluation that broke off."""
         self.metrics_of("test").reset()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -287,7 +287,9 @@ class TransformerModule(LightningModule):
         self.log(f"{split}/loss", losses.sum() / weight, batch_size=int(weight), on_epoch=True, sync_dist=True)
 
     def _log_metrics(self, split: EvaluationSplit) -> None:
-        figures = self.figures(self.metrics_of(split).compute())
+        metrics = self.metrics_of(split)
+        figures = self.figures(metrics.compute())
+        metrics.reset()
         self.log_dict({f"{split}/{name}": figure.float() for name, figure in figures.items()}, sync_dist=True)
 
     # The self-contained checkpoint

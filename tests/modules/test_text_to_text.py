@@ -240,7 +240,7 @@ def test_writing_stops_at_max_new_tokens_and_never_at_twenty_by_itself(marian: s
     assert module.model.generation_config.max_new_tokens == 48
     module = TranslationModule(marian, num_beams=1, max_new_tokens=5)
     with module.evaluating():
-        written = module.model.generate(**module.pad([{"input_ids": [5, 6, 0]}]), eos_token_id=1)
+        written = module.model.generate(**module.pad([{"input_ids": [5, 6, 0]}]), min_new_tokens=5)
     assert written.shape[1] == 1 + 5
 
 
