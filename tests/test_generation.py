@@ -8,7 +8,7 @@ import pytest
 from transformers import MBartTokenizer
 
 from lit_nlp.errors import ConfigError
-from lit_nlp.generation import PairTokenizer, default_prompt
+from lit_nlp.generation import PairTokenizer, default_prompt, one_line
 from lit_nlp.pretrained import load_config, load_tokenizer
 from tests import language_models, translators
 from tests.backbones import CORPUS
@@ -133,3 +133,8 @@ def test_a_decoders_chat_template_frames_the_source(llama: str) -> None:
     )
     assert default_prompt("decoder", tokenizer) == "<user>{source}<assistant>"
     assert default_prompt("encoder_decoder", tokenizer) == "{source}"
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\u2028", "\x85"])
+def test_a_line_stays_one_whatever_ends_lines_in_it(end: str) -> None:
+    assert one_line(f" a{end}b{end}") == "a b"

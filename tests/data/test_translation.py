@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -216,3 +217,19 @@ def test_a_prompt_is_read_before_every_source(make: Make, tmp_path_factory: pyte
 def test_the_data_is_json_in_the_checkpoints_sense(make: Make) -> None:
     module = make()
     assert json.loads(json.dumps(module.facts)) == module.facts
+
+
+def test_files_and_languages_that_contradict_each_other_are_refused(make: Make) -> None:
+    write_aligned(CORPUS, GERMAN)
+    with pytest.raises(ConfigError, match=r"data.train: the braces name de first, but the source's language is en"):
+        table(make(source="train.{de,en}", source_lang="en", target_lang="de"))
+    with pytest.raises(ConfigError, match="source_lang and target_lang are both de"):
+        make(source_lang="de", target_lang="de")
+
+
+def test_two_backbones_with_one_tokenizer_do_not_share_targets(make: Make, llama: str, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(llama, tmp_path / "other"))
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"eos_token_id": 7}))
+    ends = [{row["target_ids"][-1] for row in table(make(folder, max_length=64))} for folder in (llama, str(other))]
+    assert ends == [{1}, {7}]

@@ -1,7 +1,9 @@
 """Translation and generative question answering: the loss on a target, and writing one."""
 
+import copy
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ import torch
 from rouge_score.rouge_scorer import RougeScorer
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import GenerationConfig
 
 from lit_nlp import (
     GenerativeQuestionAnsweringDataModule,
@@ -20,10 +23,11 @@ from lit_nlp import (
     TranslationModule,
 )
 from lit_nlp.callbacks.results import ResultsWriter
+from lit_nlp.errors import ConfigError
 from lit_nlp.metrics.question_answering import f1
 from tests import language_models, translators
 from tests.backbones import CORPUS
-from tests.contract import Contract, outputs, plain_trainer, rows_of, write_rows
+from tests.contract import Contract, outputs, plain_trainer, rows_of, save, write_rows
 from tests.translators import GERMAN
 
 
@@ -120,8 +124,6 @@ class TextToText(Contract):
 class TestTranslation(TextToText):
     @pytest.fixture(params=["marian", "t5", "bert", "llama"])
     def backbone(self, request: pytest.FixtureRequest, tmp_path: Path) -> str:
-        import shutil
-
         return str(shutil.copytree(request.getfixturevalue(request.param), tmp_path / "backbone"))
 
     def data(self, backbone: str, folder: Path) -> TranslationDataModule:
@@ -135,8 +137,6 @@ class TestTranslation(TextToText):
 class TestAnswers(TestTranslation):
     @pytest.fixture(params=["t5", "llama"])
     def backbone(self, request: pytest.FixtureRequest, tmp_path: Path) -> str:
-        import shutil
-
         return str(shutil.copytree(request.getfixturevalue(request.param), tmp_path / "backbone"))
 
     def data(self, backbone: str, folder: Path) -> Any:
@@ -323,3 +323,37 @@ def test_a_model_learns_what_it_is_shown(t5: str, tmp_path: Path) -> None:
     plain_trainer(max_epochs=40, limit_val_batches=0).fit(module, data)
     after = plain_trainer().validate(module, data, verbose=False)[0]["val/loss"]
     assert after < before / 2
+
+
+def test_a_slow_tokenizer_from_a_checkpoint_can_be_copied_with_its_module(marian: str, tmp_path: Path) -> None:
+    module = TranslationModule(marian, num_beams=1, max_new_tokens=6)
+    loaded = TranslationModule.load_from_checkpoint(save(module, tmp_path / "x.ckpt"))
+    assert copy.deepcopy(loaded).predict_texts(CORPUS) == module.predict_texts(CORPUS)
+
+
+def test_a_question_with_a_context_is_asked_as_in_training(t5: str, tmp_path: Path) -> None:
+    rows = [{"question": "who?", "context": "a film", "answer": "film"}]
+    data = GenerativeQuestionAnsweringDataModule(t5, test=write_rows(tmp_path / "x.jsonl", rows), max_length=64)
+    data.setup("test")
+    module = GenerativeQuestionAnsweringModule(t5, num_beams=1, max_new_tokens=6)
+    (asked,) = module.predict_texts([("who?", "a film")])
+    assert asked.source == data.tables["test"][0]["source"] == "question: who? context: a film"
+
+
+def test_lengths_beyond_the_decoders_positions_are_refused(marian: str, llama: str) -> None:
+    for backbone, arguments in (
+        (marian, {"max_new_tokens": 100}),
+        (marian, {"max_target_length": 100}),
+        (llama, {"max_new_tokens": 60, "max_length": 64}),
+    ):
+        with pytest.raises(ConfigError, match=r"asks for \d+ positions, the backbone has 64; lower them"):
+            TranslationModule(backbone, **arguments)
+
+
+def test_a_backbones_own_rules_of_writing_stay_also_in_the_checkpoint(marian: str, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(marian, tmp_path / "backbone"))
+    GenerationConfig(bad_words_ids=[[7]], eos_token_id=[0, 9]).save_pretrained(folder)
+    module = TranslationModule(str(folder))
+    loaded = TranslationModule.load_from_checkpoint(save(module, tmp_path / "x.ckpt"))
+    for writing in (module.model.generation_config, loaded.model.generation_config):
+        assert (writing.bad_words_ids, writing.eos_token_id) == ([[7]], [0, 9])
