@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lit_nlp.data.base import Split, TextDataModule
-from lit_nlp.data.sources import Columns, Row
+from lit_nlp.data.sources import Columns, Row, shortened
 from lit_nlp.errors import ConfigError, DataError
 from lit_nlp.tokenization import context_offsets, encode_windows, no_answer_positions, pad
 
@@ -259,11 +259,11 @@ def locate(context: str, text: str, start: int | None, where: str) -> Gold:
     if len(meant) == 1:
         (at,) = meant
         return Gold(at, at + len(bare), repaired=True)
-    shown = f"answer {_short(bare)!r}"
+    shown = f"answer {shortened(bare)!r}"
     if meant:
         problem = f"answer_start {start} may mean {shown} at {' or '.join(map(str, sorted(meant)))}"
         raise DataError(problem, where=where, mend="correct answer_start")
-    problem = f"at answer_start {start} stands {_short(context[start : start + len(text)])!r}, not {shown}"
+    problem = f"at answer_start {start} stands {shortened(context[start : start + len(text)])!r}, not {shown}"
     if start >= len(context):
         problem = f"answer_start {start} of {shown} lies beyond the context's {len(context)} characters"
     there = context.find(bare)
@@ -311,28 +311,28 @@ def listed_answers(row: Row) -> list[tuple[str, int | None]]:
         if starts is None or not several:
             starts = [starts] * len(texts)
         if not isinstance(starts, list) or len(starts) != len(texts):
-            problem = f"{len(texts)} texts of answers with answer_start {_short(repr(starts))}"
+            problem = f"{len(texts)} texts of answers with answer_start {shortened(repr(starts))}"
             raise DataError(problem, where=row.where, mend="give each text its start")
         answers = [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)]
     if isinstance(answers, str):
         answers = [answers]
     if not isinstance(answers, list):
         mend = "write a list of objects with text and answer_start, [] where there is none"
-        raise DataError(f"expected answers, got {_short(repr(answers))}", where=row.where, mend=mend)
+        raise DataError(f"expected answers, got {shortened(repr(answers))}", where=row.where, mend=mend)
     return [_text_and_start(answer, row.where) for answer in answers]
 
 
 def _text_and_start(answer: Any, where: str) -> tuple[str, int | None]:
     text, start = (answer.get("text"), answer.get("answer_start")) if isinstance(answer, dict) else (answer, None)
     if not isinstance(text, str) or not text.strip():
-        problem = f"expected the text of an answer, got {_short(repr(answer))}"
+        problem = f"expected the text of an answer, got {shortened(repr(answer))}"
         raise DataError(problem, where=where, mend="write it as a string, and [] for a question without answers")
     if isinstance(start, float) and start.is_integer():
         start = int(start)
     if isinstance(start, str) and start.isdecimal():
         start = int(start)
     if start is not None and (isinstance(start, bool) or not isinstance(start, int) or start < 0):
-        problem = f"answer_start {start!r} of answer {_short(text)!r} is no place in the context"
+        problem = f"answer_start {start!r} of answer {shortened(text)!r} is no place in the context"
         raise DataError(problem, where=where, mend="count the characters before the answer")
     return text, start
 
@@ -340,10 +340,10 @@ def _text_and_start(answer: Any, where: str) -> tuple[str, int | None]:
 def _only_mention(context: str, bare: str, where: str) -> Gold:
     at = context.find(bare)
     if at < 0:
-        problem, mend = f"answer {_short(bare)!r} doesn't stand in the context", "correct it, or delete the row"
+        problem, mend = f"answer {shortened(bare)!r} doesn't stand in the context", "correct it, or delete the row"
         raise DataError(problem, where=where, mend=mend)
     if (again := context.find(bare, at + 1)) >= 0:
-        problem = f"answer {_short(bare)!r} stands at {at} and at {again}, and has no answer_start"
+        problem = f"answer {shortened(bare)!r} stands at {at} and at {again}, and has no answer_start"
         raise DataError(problem, where=where, mend="give it one")
     return Gold(at, at + len(bare))
 
@@ -372,8 +372,3 @@ def _characters(context: str, start: int, encoding: str, width: int) -> int | No
         return len(raw[: start * width].decode(encoding)) if start * width <= len(raw) else None
     except UnicodeDecodeError:
         return None
-
-
-def _short(text: str, most: int = 40) -> str:
-    flat = " ".join(text[: 2 * most].split())
-    return flat if len(flat) <= most else flat[: most - 1] + "…"

@@ -384,7 +384,7 @@ def _quote_fault(file: File, start: int, row: str, delimiter: str) -> DataError:
     end = f"closes amid text in line {start + _newlines(row, closed.end())}" if closed else "stays open"
     mend = 'close it where the field ends, and double the quotes inside the field ("")'
     where = file.line(start + _newlines(row, at))
-    return DataError(f"the quote that opens here {end}: {_short(row[at:])}", where=where, mend=mend)
+    return DataError(f"the quote that opens here {end}: {shortened(row[at:])}", where=where, mend=mend)
 
 
 def _carriage_return(file: File, number: int) -> DataError:
@@ -511,7 +511,9 @@ def _squad_row(file: File, asked: dict[str, Any], name: str) -> dict[str, Any]:
     if impossible and "answers" not in row:
         row["answers"] = []
     if isinstance(impossible, bool) and "answers" in row and impossible == bool(row["answers"]):
-        problem = f"is_impossible is {str(impossible).lower()}, but there are {_short(repr(row['answers']))} as answers"
+        problem = (
+            f"is_impossible is {str(impossible).lower()}, but there are {shortened(repr(row['answers']))} as answers"
+        )
         raise DataError(problem, where=f"{file.name}, {name}", mend="correct one of the two")
     try:
         _check_surrogates(row)
@@ -595,7 +597,7 @@ def _load_hub(file: File) -> "datasets.Dataset":
     try:
         return datasets.load_dataset(path, parts["config"], revision=parts["revision"], split=split)
     except Exception as error:  # whatever the builders, the network and the disk raise
-        problem = f"can't be loaded: {type(error).__name__}: {_short(str(error), 200)}"
+        problem = f"can't be loaded: {type(error).__name__}: {shortened(str(error), 200)}"
         mend = "check name, config, revision and split, and that the hub is in reach or the set in the cache"
         raise DataError(problem, where=file.name, mend=mend) from error
 
@@ -607,7 +609,7 @@ def _arrow_faults(file: File) -> Iterator[None]:
     try:
         yield
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        problem = f"not a sound {_ending(file)[0]} file: {_short(str(error), 200)}"
+        problem = f"not a sound {_ending(file)[0]} file: {shortened(str(error), 200)}"
         raise DataError(problem, where=file.name, mend="write or copy it again") from error
 
 
@@ -754,7 +756,7 @@ def _check_unique(names: list[str], where: str) -> None:
     for name in names:
         if name and names.count(name) > 1:
             mend = "rename or delete one of the two"
-            raise DataError(f"column {_short(name)!r} stands twice", where=where, mend=mend)
+            raise DataError(f"column {shortened(name)!r} stands twice", where=where, mend=mend)
 
 
 def _check_columns(columns: Columns, there: list[str], where: str, *, header: bool = False) -> None:
@@ -774,16 +776,17 @@ def _missing(
         mend = "line 1 looks like data: name the columns with `column_names`, as in [text, label]"
     elif header and not near:
         mend += ", or name the columns with `column_names` if line 1 is data"
-    shown = ", ".join(map(_short, list(there)[:20])) or "none"
+    shown = ", ".join(map(shortened, list(there)[:20])) or "none"
     return DataError(f"no column {lacking!r} among {shown}", where=where, mend=mend)
 
 
 def _kind(value: Any) -> str:
     names = {bool: "a bool", int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}
     name = names.get(type(value), type(value).__name__)
-    return "null" if value is None else f"{name} ({_short(repr(value))})"
+    return "null" if value is None else f"{name} ({shortened(repr(value))})"
 
 
-def _short(text: str, most: int = 40) -> str:
+def shortened(text: str, most: int = 40) -> str:
+    """Return a text on one line and not too long for a message."""
     flat = " ".join(text[: 2 * most].split())
     return flat if len(flat) <= most else flat[: most - 1] + "…"
