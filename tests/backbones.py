@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     BertConfig,
@@ -50,6 +51,7 @@ def save_bert(folder: Path) -> Path:
         intermediate_size=32,
         max_position_embeddings=64,
     )
+    torch.manual_seed(0)
     BertModel(config).save_pretrained(folder)
     return folder
 
@@ -69,6 +71,7 @@ def save_roberta(folder: Path) -> Path:
         bos_token_id=0,
         eos_token_id=1,
     )
+    torch.manual_seed(0)
     RobertaModel(config).save_pretrained(folder)
     return folder
 
@@ -88,6 +91,7 @@ def save_llama(folder: Path) -> Path:
         eos_token_id=1,
         pad_token_id=None,
     )
+    torch.manual_seed(0)
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
 

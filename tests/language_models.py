@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
 from lit_nlp import scratch
@@ -25,6 +26,7 @@ def save(kind: str, folder: Path) -> str:
     if kind == "roberta":
         tokenizer.model_max_length = 64
     tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
     model = _AUTO_CLASSES.get(kind, AutoModelForCausalLM).from_config(scratch.fitting(config, tokenizer))
     model.save_pretrained(folder)
     return str(folder)

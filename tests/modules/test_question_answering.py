@@ -77,6 +77,12 @@ class TestQuestionAnswering(Contract):
         for one, other in zip(by_trainer, self.predict(task), strict=True):
             assert same(one, other)
 
+    def test_every_parameter_gets_a_gradient(self, task: Any, datamodule: Any) -> None:
+        batch = rows_of(datamodule, [0, 1, 2])
+        task.row_losses(task.forward_batch(batch), batch).mean().backward()
+        without = {name for name, each in task.named_parameters() if each.grad is None or not each.grad.any()}
+        assert without <= {"model.qa_outputs.bias"}, "a softmax over tokens doesn't see what is added to all of them"
+
     def test_a_batch_equals_its_single_rows(self, task: TransformerModule, datamodule: TextDataModule) -> None:
         batch = rows_of(datamodule, [0, 1, 7])
         assert not batch["attention_mask"].all(), "the rows must differ in length for this to say something"

@@ -320,7 +320,7 @@ def test_a_model_learns_what_it_is_shown(t5: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = TranslationModule(t5, learning_rate=0.03, num_beams=1, warmup=0.0, **data.facts | {"max_new_tokens": 30})
     before = plain_trainer().validate(module, data, verbose=False)[0]["val/loss"]
-    plain_trainer(max_epochs=40, limit_val_batches=0).fit(module, data)
+    plain_trainer(max_epochs=80, limit_val_batches=0).fit(module, data)
     after = plain_trainer().validate(module, data, verbose=False)[0]["val/loss"]
     assert after < before / 2
 
