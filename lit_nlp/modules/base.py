@@ -454,7 +454,7 @@ def token_scores(
     """Return the log probability of a token at a place of each row: `target` holds place and token."""
     place, token = target.unbind(1)
     rows = torch.arange(len(logits), device=logits.device)
-    return logits[rows, place].log_softmax(-1).gather(1, token.unsqueeze(1)).squeeze(1)
+    return logits[rows, place].float().log_softmax(-1).gather(1, token.unsqueeze(1)).squeeze(1)
 
 
 def positions_of(model: nn.Module) -> int | None:

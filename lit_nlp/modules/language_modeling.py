@@ -21,7 +21,8 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelFo
 
 from lit_nlp.architecture import Architecture, architecture
 from lit_nlp.errors import BackboneError, ConfigError
-from lit_nlp.modules.base import Batch, EvaluationSplit, TransformerModule
+from lit_nlp.modules.base import Batch, EvaluationSplit, TransformerModule, token_scores
+from lit_nlp.modules.losses import cross_entropy
 from lit_nlp.objectives import IGNORED, Examples, Objective, causal
 
 _OBJECTIVE_OF: dict[Architecture, Objective] = {
@@ -128,13 +129,13 @@ class LanguageModelingModule(TransformerModule):
         return cast(Tensor, self.model(**inputs, **cached).logits)
 
     def forward_batch(self, batch: Batch) -> Float[Tensor, "found vocabulary"]:
-        """Return the logits of the tokens to be found, in float32, row by row."""
+        """Return the logits of the tokens to be found, row by row."""
         where = self.places(batch)
         head = self.model.get_output_embeddings()
         if head is None or self.hparams["compile"]:
-            return self(**self.inputs(batch))[where].float()
+            return self(**self.inputs(batch))[where]
         with _only_at(where, head):
-            return cast(Tensor, self(**self.inputs(batch))).float()
+            return cast(Tensor, self(**self.inputs(batch)))
 
     def inputs(self, batch: Batch) -> dict[str, Tensor]:
         """Return what of a batch the model's forward takes; a decoder behind an encoder reads the labels before."""
@@ -158,7 +159,7 @@ class LanguageModelingModule(TransformerModule):
         labels = self.labels(batch)
         where = labels != IGNORED
         smoothing = self.label_smoothing if self.training else 0.0
-        losses = F.cross_entropy(outputs, labels[where], label_smoothing=smoothing, reduction="none")
+        losses = cross_entropy(outputs, labels[where], smoothing)
         return losses.new_zeros(len(labels)).index_add(0, where.nonzero()[:, 0], losses)
 
     def loss_weight(self, batch: Batch) -> Tensor:
@@ -264,9 +265,7 @@ class LanguageModelingModule(TransformerModule):
 
         The place is one of the logits: for `causal` that of the token before.
         """
-        place, token = target.unbind(1)
-        rows = torch.arange(len(outputs), device=outputs.device)
-        return outputs[rows, place].log_softmax(-1).gather(1, token.unsqueeze(1)).squeeze(1)
+        return token_scores(outputs, target)
 
     def save_backbone(self, folder: str | Path) -> None:
         """Write a folder as transformers reads it: configuration, weights and tokenizer; whole or not at all."""

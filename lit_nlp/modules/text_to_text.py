@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
-from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from torchmetrics import MetricCollection
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedConfig
@@ -17,6 +16,7 @@ from lit_nlp.architecture import architecture
 from lit_nlp.errors import ConfigError
 from lit_nlp.generation import PairTokenizer, default_prompt, one_line
 from lit_nlp.modules.base import Batch, EvaluationSplit, TransformerModule, positions_of, require, token_scores
+from lit_nlp.modules.losses import cross_entropy
 from lit_nlp.tokenization import IGNORED
 
 
@@ -135,11 +135,11 @@ class TextToTextModule(TransformerModule):
         return cast(Tensor, self.model(**inputs, use_cache=False).logits)
 
     def forward_batch(self, batch: Batch) -> Float[Tensor, "rows target vocabulary"]:
-        """Return the logits of each label, in float32, as they come from the labels before it."""
+        """Return the logits of each label, as they come from the labels before it."""
         inputs = self.inputs(batch)
         if self.pairs.start is not None:
-            return self(**inputs, decoder_input_ids=self._shifted(batch["labels"])).float()
-        return self(**inputs)[:, :-1].float()
+            return self(**inputs, decoder_input_ids=self._shifted(batch["labels"]))
+        return self(**inputs)[:, :-1]
 
     def target_tokens(self, batch: Batch) -> Int[Tensor, "rows target"]:
         """Return the labels, each where `forward_batch` has its logits; -100 where nothing is to be written."""
@@ -227,10 +227,7 @@ class TextToTextModule(TransformerModule):
         self, outputs: Float[Tensor, "rows target vocabulary"], batch: Batch, smoothing: float
     ) -> Float[Tensor, "rows target"]:
         labels = self.target_tokens(batch)
-        losses = F.cross_entropy(
-            outputs.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, label_smoothing=smoothing, reduction="none"
-        )
-        return losses.view_as(labels)
+        return cross_entropy(outputs.flatten(0, 1), labels.flatten(), smoothing).view_as(labels)
 
     def _shifted(self, labels: Int[Tensor, "rows target"]) -> Int[Tensor, "rows target"]:
         """Return what a decoder has read when it is to write each label: the start, and the labels before."""
