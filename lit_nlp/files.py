@@ -42,7 +42,12 @@ def written_whole(path: Path, *, keep_earlier: bool = False) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str, *, keep_earlier: bool = True) -> None:
-    """Write a file in one move.
+    """Write a file in one move, as `write_lines` does."""
+    write_lines(path, [text], keep_earlier=keep_earlier)
+
+
+def write_lines(path: Path, lines: Iterable[str], *, keep_earlier: bool = True) -> None:
+    """Write a file in one move, from lines, or other pieces of it, that are made one by one.
 
     Args:
         keep_earlier: As for `written_whole`.
@@ -51,8 +56,8 @@ def write_text(path: Path, text: str, *, keep_earlier: bool = True) -> None:
         UserError: The folder can't be written.
     """
     try:
-        with written_whole(path, keep_earlier=keep_earlier) as partial:
-            partial.write_text(text, encoding="utf-8")
+        with written_whole(path, keep_earlier=keep_earlier) as partial, partial.open("w", encoding="utf-8") as file:
+            file.writelines(lines)
     except OSError as error:
         raise UserError(
             f"it can't be written ({error.strerror})", where=str(path), mend="choose a folder that you may write"
@@ -60,8 +65,13 @@ def write_text(path: Path, text: str, *, keep_earlier: bool = True) -> None:
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write one JSON object a line, as `write_text` does."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False).translate(_LINE_ENDS) + "\n" for row in rows))
+    """Write one JSON object a line, as `write_lines` does."""
+    write_lines(path, json_lines(rows))
+
+
+def json_lines(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
+    """Yield one JSON object a line, each a line to every reader."""
+    return (json.dumps(row, ensure_ascii=False).translate(_LINE_ENDS) + "\n" for row in rows)
 
 
 def unused(path: Path) -> Path:

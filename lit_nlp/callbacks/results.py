@@ -2,18 +2,20 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from lit_nlp.files import write_jsonl, write_text
+from lit_nlp.callbacks.spool import Spool
+from lit_nlp.files import write_lines, write_text
 from lit_nlp.modules.base import Files
 
-T = TypeVar("T")
+# Rows that processes hand over at once.
+_ROWS_AT_ONCE = 256
 
 
 class ResultsWriter(Callback):
@@ -26,7 +28,7 @@ class ResultsWriter(Callback):
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self._validations: list[dict[str, float]] = []
-        self._rows: list[Any] = []
+        self._rows: Spool | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Keep the validations for a run that is resumed."""
@@ -54,14 +56,14 @@ class ResultsWriter(Callback):
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the rows of a test that broke off."""
-        self._rows = []
+        self._rows = Spool(self.folder)
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
         """Keep what the test step returned of each row."""
         if isinstance(outputs, dict):
-            self._rows += outputs.get("rows", [])
+            cast(Spool, self._rows).extend(outputs.get("rows", []))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write metrics, their table, and the files that the module makes of the rows."""
@@ -73,29 +75,41 @@ class ResultsWriter(Callback):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the predictions of a run that broke off."""
-        self._rows = []
+        self._rows = Spool(self.folder)
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
         """Keep the predictions of a batch."""
-        self._rows += outputs
+        cast(Spool, self._rows).extend(outputs)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the files that the module makes of the predictions."""
         self._write_files(trainer, getattr(pl_module, "predict_files", None))
 
-    def _write_files(self, trainer: Trainer, files_of: Callable[[list[Any]], Files] | None) -> None:
-        rows, self._rows = _from_all_processes(self._rows), []
+    def _write_files(self, trainer: Trainer, files_of: Callable[[Sequence[Any]], Files] | None) -> None:
+        rows, self._rows = self._on_rank_zero(cast(Spool, self._rows)), None
         if not rows or files_of is None or not trainer.is_global_zero:
             return
-        rows.sort(key=lambda row: -1 if row.row is None else row.row)
-        for name, content in files_of(rows).items():
-            if isinstance(content, str):
-                write_text(self.folder / name, content)
-            else:
-                write_jsonl(self.folder / name, content)
+        rows.sort()
+        for name, lines in files_of(rows).items():
+            write_lines(self.folder / name, lines)
             rank_zero_info(f"{name.partition('.')[0].replace('_', ' ').capitalize()}: {self.folder / name}")
+
+    def _on_rank_zero(self, own: Spool) -> Spool:
+        """Give the first process the rows of all, a few at a time; each row is in one of them."""
+        if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+            return own
+        first = torch.distributed.get_rank() == 0
+        counts: list[int] = [0] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(counts, len(own))
+        everyone = Spool(self.folder)
+        for start in range(0, max(counts), _ROWS_AT_ONCE):
+            some: list[list[Any]] = [[] for _ in counts]
+            torch.distributed.all_gather_object(some, own[start : start + _ROWS_AT_ONCE])
+            for rows in some if first else []:
+                everyone.extend(rows)
+        return everyone
 
     def _write_metrics(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -126,12 +140,3 @@ def _table(metrics: dict[str, float], module: Any) -> str:
             for label, row in zip(labels, confusion.tolist(), strict=True)
         ]
     return "\n".join(lines) + "\n"
-
-
-def _from_all_processes(items: list[T]) -> list[T]:
-    """Join the lists of all processes; each row is in one of them."""
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-        return items
-    gathered: list[list[T]] = [[] for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather_object(gathered, items)
-    return [item for each in gathered for item in each]

@@ -103,7 +103,6 @@ class SquadMetric(Metric):
 
     Args:
         no_answers: Whether questions may have no answer: the rules of v2.0.
-        null_threshold: Questions whose null odds are above it get no answer.
 
     Example:
         >>> metric = SquadMetric()
@@ -115,17 +114,17 @@ class SquadMetric(Metric):
     full_state_update = False
     scored: list[Tensor] | Tensor
 
-    def __init__(self, *, no_answers: bool = False, null_threshold: float = 0.0) -> None:
+    def __init__(self, *, no_answers: bool = False) -> None:
         super().__init__()
-        self.no_answers, self.null_threshold = no_answers, null_threshold
+        self.no_answers = no_answers
         self.add_state("scored", default=[], dist_reduce_fx="cat")
 
     def update(self, predictions: Sequence[str], null_odds: Sequence[float], answers: Sequence[Sequence[str]]) -> None:
         """Score questions.
 
         Args:
-            predictions: The best answer to each question, whatever speaks for none.
-            null_odds: How much more likely no answer is; compared with `null_threshold` where `no_answers`.
+            predictions: The answer to each question, empty for none.
+            null_odds: How much more likely none is; the thresholds that are called best are among them.
             answers: The given answers, none for a question without one.
         """
         scored = [
@@ -146,19 +145,16 @@ class SquadMetric(Metric):
 
         That is `HasAns_exact`, `HasAns_f1`, `HasAns_total`, the same of `NoAns`, and with `no_answers` the figures
         under the best threshold, `best_exact` and `best_f1`, with that threshold, `best_exact_thresh` and
-        `best_f1_thresh`. They are the best for the answers that any threshold could give, and not only for those
-        that `null_threshold` left.
+        `best_f1_thresh`. They are the best that can be had by taking answers back.
         """
-        has_answer, odds, answered, *raw = dim_zero_cat(self.scored).cpu().double().unbind(1)
-        silent = odds > self.null_threshold if self.no_answers else torch.zeros_like(odds, dtype=torch.bool)
-        exact, f1_ = (torch.where(silent, 1 - has_answer, figures) for figures in raw)
+        has_answer, odds, answered, exact, f1_ = dim_zero_cat(self.scored).cpu().double().unbind(1)
         told = {"exact_match": 100 * exact.mean(), "f1": 100 * f1_.mean()}
         for name, group in ("HasAns", has_answer > 0), ("NoAns", has_answer == 0):
             if group.any() and not has_answer.all():
                 told |= {f"{name}_exact": 100 * exact[group].mean(), f"{name}_f1": 100 * f1_[group].mean()}
                 told[f"{name}_total"] = group.sum()
         if self.no_answers and not has_answer.all():
-            for name, figures in zip(("exact", "f1"), raw, strict=True):
+            for name, figures in ("exact", exact), ("f1", f1_):
                 best, threshold = best_threshold(figures, odds, has_answer, answered)
                 told |= {f"best_{name}": torch.tensor(best), f"best_{name}_thresh": torch.tensor(threshold)}
         return {name: figure.to(self.device, torch.float) for name, figure in told.items()}

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +19,7 @@ from transformers import PreTrainedConfig, get_scheduler
 
 from lit_nlp.checkpoints import SECTION, check_primitives, pack_backbone, read_checkpoint
 from lit_nlp.errors import CheckpointError, ConfigError, NonFiniteError
+from lit_nlp.files import json_lines
 from lit_nlp.modules.backbones import check_vocabulary, load_model
 from lit_nlp.modules.optimization import freeze as freeze_parameters
 from lit_nlp.modules.optimization import parameter_groups, parameter_places, warmup_steps
@@ -28,8 +29,8 @@ from lit_nlp.tokenization import Encoded, Text, Tokens, encode, pad, resolve_max
 
 # What transformers' forward takes, `labels`, `row`, and texts that ride along.
 Batch = Mapping[str, Any]
-# What a verb leaves in the run's folder: file name -> text, or rows of a JSONL file.
-Files = dict[str, str | list[dict[str, Any]]]
+# What a verb leaves in the run's folder: file name -> its lines, which may be made one by one.
+Files = dict[str, Iterable[str]]
 EvaluationSplit = Literal["val", "test"]
 M = TypeVar("M", bound="TransformerModule")
 
@@ -143,13 +144,16 @@ class TransformerModule(LightningModule):
         """Return what is logged of a split's metrics, by name."""
         return measured
 
-    def test_files(self, rows: list[Any]) -> Files:
-        """Return what a test leaves beside its metrics, from the `rows` that its steps returned, in order."""
+    def test_files(self, rows: Sequence[Any]) -> Files:
+        """Return what a test leaves beside its metrics, from the `rows` that its steps returned, in order.
+
+        There may be more of them than memory holds: they are read where they are written.
+        """
         return {}
 
-    def predict_files(self, rows: list[Any]) -> Files:
-        """Return what a prediction leaves, from the typed results of its steps, in order."""
-        return {"predictions.jsonl": [as_json(row) for row in rows]}
+    def predict_files(self, rows: Sequence[Any]) -> Files:
+        """Return what a prediction leaves, from the typed results of its steps, in order, as `test_files` does."""
+        return {"predictions.jsonl": json_lines(map(as_json, rows))}
 
     @property
     def monitor(self) -> tuple[str, Literal["min", "max"]]:

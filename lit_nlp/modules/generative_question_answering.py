@@ -8,9 +8,10 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.functional.text import rouge_score
 
+from lit_nlp.files import json_lines
 from lit_nlp.generation import question_with_context
 from lit_nlp.metrics.question_answering import SquadMetric
-from lit_nlp.modules.base import Batch, Files
+from lit_nlp.modules.base import Batch, Files, as_json
 from lit_nlp.modules.text_to_text import Generated, TextToTextModule
 from lit_nlp.tokenization import Text
 
@@ -56,10 +57,10 @@ class GenerativeQuestionAnsweringModule(TextToTextModule):
         """Return all answers that count for each row."""
         return batch["answers"] if "answers" in batch else [[text] for text in super().references(batch)]
 
-    def test_files(self, rows: list[Generated]) -> Files:
+    def test_files(self, rows: Sequence[Generated]) -> Files:
         """Return all answers, those with the highest loss first."""
-        ranked = sorted(rows, key=lambda row: -(row.loss_nats or 0.0))
-        return {"test_predictions.jsonl": self.predict_files(ranked)["predictions.jsonl"]}
+        ranked = sorted((-(row.loss_nats or 0.0), i) for i, row in enumerate(rows))
+        return {"test_predictions.jsonl": json_lines(as_json(rows[i]) for _, i in ranked)}
 
 
 class RougeL(Metric):

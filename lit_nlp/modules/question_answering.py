@@ -2,7 +2,7 @@
 
 import json
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, overload
 
@@ -14,6 +14,7 @@ from torchmetrics import MetricCollection
 from transformers import AutoModel, AutoModelForQuestionAnswering, PreTrainedConfig
 
 from lit_nlp.errors import ConfigError
+from lit_nlp.files import json_lines
 from lit_nlp.metrics.question_answering import SquadMetric, exact_match, f1
 from lit_nlp.modules.base import Batch, EvaluationSplit, Files, TransformerModule, as_json, require
 from lit_nlp.tokenization import Encoded, Text, context_offsets, encode_windows, no_answer_positions
@@ -71,11 +72,6 @@ class Answer:
     context: str
     id: str | None = None
     row: int | None = None
-
-    @property
-    def best_text(self) -> str:
-        """The most probable span's text, whatever speaks for no answer; empty where the context has no tokens."""
-        return next((each.text for each in self.candidates if each.start is not None), "")
 
     def as_json(self) -> dict[str, Any]:
         """Return the answer without its context and its candidates."""
@@ -137,8 +133,8 @@ class QuestionAnsweringModule(TransformerModule):
         max_answer_length: The most tokens of an answer.
         n_best: Candidates that are kept of a question.
         unanswerable: Whether questions may have no answer. Otherwise the best span is always given.
-        null_threshold: Give no answer where the `null_odds` are above it; `best_f1_thresh`, which a test
-            measures, is the one that would have been best.
+        null_threshold: Give no answer where the `null_odds` are above it. The best is the `best_f1_thresh` of
+            a test under a very high one, such as 1000.
         max_length: Tokens of a window, when the module tokenises by itself. None: what the backbone reads, at
             most 384.
         kwargs: The arguments of `TransformerModule`.
@@ -215,7 +211,7 @@ class QuestionAnsweringModule(TransformerModule):
 
     def new_metrics(self) -> MetricCollection:
         """Return exact match and F1 by the official rules."""
-        squad = SquadMetric(no_answers=self.unanswerable, null_threshold=self.null_threshold)
+        squad = SquadMetric(no_answers=self.unanswerable)
         return MetricCollection({"squad": squad}, compute_groups=False)
 
     def evaluate(self, split: EvaluationSplit, batch: Batch) -> list[Tested]:
@@ -225,7 +221,7 @@ class QuestionAnsweringModule(TransformerModule):
         self.log_loss(split, losses, len(losses))
         answers = self._answers(logits, batch)
         odds = [answer.null_odds for answer in answers]
-        self.metrics_of(split).update([each.best_text for each in answers], odds, batch["answers"])
+        self.metrics_of(split).update([each.text for each in answers], odds, batch["answers"])
         group, sizes = _rows(batch)
         means = losses.new_zeros(len(sizes)).index_add(0, group, losses) / sizes
         return list(map(self._tested, answers, batch["answers"], means.tolist()))
@@ -234,16 +230,15 @@ class QuestionAnsweringModule(TransformerModule):
         """Return the answers to a batch's questions, with their ids and row numbers."""
         return self._answers(self.forward_batch(batch), batch)
 
-    def test_files(self, rows: list[Tested]) -> Files:
+    def test_files(self, rows: Sequence[Tested]) -> Files:
         """Return the official files, and the answers that weren't exactly right, the lowest F1 and surest first."""
-        wrong = sorted((row for row in rows if row.exact_match < 1), key=lambda row: (row.f1, -row.prediction.score))
-        return official_files([row.prediction for row in rows]) | {
-            "wrong_predictions.jsonl": [row.as_json() for row in wrong]
-        }
+        ranked = sorted((row.f1, -row.prediction.score, i) for i, row in enumerate(rows) if row.exact_match < 1)
+        wrong = json_lines(rows[i].as_json() for *_, i in ranked)
+        return official_files(lambda: (row.prediction for row in rows)) | {"wrong_predictions.jsonl": wrong}
 
-    def predict_files(self, rows: list[Answer]) -> Files:
+    def predict_files(self, rows: Sequence[Answer]) -> Files:
         """Return the answers, a line each, and the official files."""
-        return {"predictions.jsonl": [row.as_json() for row in rows]} | official_files(rows)
+        return {"predictions.jsonl": json_lines(row.as_json() for row in rows)} | official_files(lambda: rows)
 
     # Answers
 
@@ -460,21 +455,32 @@ def bare_span(context: str, start: int, end: int) -> tuple[int, int]:
     return start + len(text) - len(text.lstrip()), end - (len(text) - len(text.rstrip()))
 
 
-def official_files(answers: Sequence[Answer]) -> Files:
-    """Return `predictions.json`, `nbest_predictions.json` and `null_odds.json` in the form of the official scripts."""
-    listed = {
-        answer.id: [
-            {name: value for name, value in as_json(each).items() if name not in ("start", "end")}
-            for each in answer.candidates
-        ]
-        for answer in answers
+def official_files(answers: Callable[[], Iterable[Answer]]) -> Files:
+    """Return `predictions.json`, `nbest_predictions.json` and `null_odds.json` in the form of the official scripts.
+
+    Args:
+        answers: What gives all answers, once for each file.
+    """
+    return {
+        "predictions.json": _json_object((each.id, each.text) for each in answers()),
+        "nbest_predictions.json": _json_object((each.id, _without_places(each.candidates)) for each in answers()),
+        "null_odds.json": _json_object((each.id, each.null_odds) for each in answers()),
     }
-    whole = {
-        "predictions.json": {answer.id: answer.text for answer in answers},
-        "nbest_predictions.json": listed,
-        "null_odds.json": {answer.id: answer.null_odds for answer in answers},
-    }
-    return {name: json.dumps(content, ensure_ascii=False, indent=4) + "\n" for name, content in whole.items()}
+
+
+def _without_places(candidates: list[Candidate]) -> list[dict[str, Any]]:
+    return [
+        {name: value for name, value in as_json(each).items() if name not in ("start", "end")} for each in candidates
+    ]
+
+
+def _json_object(items: Iterable[tuple[str | None, Any]]) -> Iterator[str]:
+    """Yield the lines of a JSON object, as `json.dumps` indents it, without having it whole in memory."""
+    before = "{\n"
+    for name, value in items:
+        yield before + json.dumps({name: value}, ensure_ascii=False, indent=4)[2:-2]
+        before = ",\n"
+    yield "\n}\n"
 
 
 def _rows(batch: Batch) -> tuple[Int[Tensor, " windows"], Int[Tensor, " rows"]]:

@@ -15,6 +15,7 @@ from torchmetrics import regression as tr
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig
 
 from lit_nlp.errors import ConfigError
+from lit_nlp.files import json_lines
 from lit_nlp.modules.base import Batch, EvaluationSplit, Files, TransformerModule, as_json, require
 from lit_nlp.tokenization import Encoded, Text, encode
 
@@ -205,11 +206,10 @@ class TextClassificationModule(TransformerModule):
         """Return the predictions of a batch, with its texts and row numbers where it holds them."""
         return self._predictions_of(self.forward_batch(batch), batch)
 
-    def test_files(self, rows: list[Tested]) -> Files:
+    def test_files(self, rows: Sequence[Tested]) -> Files:
         """Return the rows whose prediction isn't their label, the highest loss first."""
-        wrong = [row for row in rows if row.label != row.prediction.label]
-        wrong.sort(key=lambda row: -row.loss)
-        return {"wrong_predictions.jsonl": [row.as_json() for row in wrong]}
+        ranked = sorted((-row.loss, i) for i, row in enumerate(rows) if row.label != row.prediction.label)
+        return {"wrong_predictions.jsonl": json_lines(rows[i].as_json() for _, i in ranked)}
 
     # Predictions
 

@@ -1,5 +1,6 @@
 """Translation: measured by sacrebleu, and written so that sacrebleu finds the same."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, cast
 
 from torchmetrics import MetricCollection
@@ -44,13 +45,11 @@ class TranslationModule(TextToTextModule):
         """How each metric was measured, in sacrebleu's words."""
         return {name: cast(SacreMetric, each).signature for name, each in self.metrics_of("test").items()}
 
-    def test_files(self, rows: list[Generated]) -> Files:
+    def test_files(self, rows: Sequence[Generated]) -> Files:
         """Return hypotheses, sources and references a line each, as the command `sacrebleu` reads them."""
-        columns = {
-            "hypotheses.txt": [row.text for row in rows],
-            "references.txt": [str(row.reference or "") for row in rows],
-            "sources.txt": [one_line(row.source or "") for row in rows],
-        }
-        signatures = "".join(f"{name}|{signature}\n" for name, signature in self.signatures.items())
-        lines: Files = {name: "".join(f"{line}\n" for line in lines) for name, lines in columns.items()}
-        return lines | {"signatures.txt": signatures} | self.predict_files(rows)
+        return {
+            "hypotheses.txt": (row.text + "\n" for row in rows),
+            "references.txt": (f"{row.reference or ''}\n" for row in rows),
+            "sources.txt": (one_line(row.source or "") + "\n" for row in rows),
+            "signatures.txt": [f"{name}|{signature}\n" for name, signature in self.signatures.items()],
+        } | self.predict_files(rows)
