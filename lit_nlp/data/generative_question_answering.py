@@ -28,12 +28,13 @@ class GenerativeQuestionAnsweringDataModule(TextToTextDataModule):
 
     def columns_of(self, split: Split) -> Columns:
         """Read the question, the context where there is one, and outside `predict` the answer."""
-        text, listed = ("question",), self._lists_answers(split)
+        text, listed, source = ("question",), self._lists_answers(split), self.sources[split]
+        lines = split == "predict" and source is not None and sources.first_record(source).keys() == {"text"}
         return Columns(
             text=text if split == "predict" or listed else (*text, "answer"),
             optional_text=("context",),
             value="answers" if listed and split != "predict" else None,
-            mapping=self.columns,
+            mapping=({"question": "text"} if lines else {}) | self.columns,
             names=self.column_names,
         )
 

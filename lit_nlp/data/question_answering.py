@@ -40,9 +40,9 @@ class QuestionAnsweringDataModule(TextDataModule):
     """Rows of `id`, `question`, `context` and `answers`: SQuAD JSON, flat files, or the hub's form.
 
     `answers` is a list of texts, or of objects with `text` and `answer_start`, or an object that holds both as
-    lists; `columns` may name a column of texts and one of starts instead. No answer makes an unanswerable
-    question. Starts count characters; one that is off by a few, or counts bytes or UTF-16 units, is repaired
-    and counted in a warning. A row without `id` has its number.
+    lists; `columns` may name a column of texts and one of starts instead. No answer, in a flat file blank cells,
+    makes an unanswerable question. Starts count characters; one that is off by a few, or counts bytes or UTF-16
+    units, is repaired and counted in a warning. A row without `id` has its number.
 
     A batch holds for each window of its rows' contexts `input_ids` and `attention_mask` `[windows, tokens]`
     (and `token_type_ids`), `row` `[windows]`, and `start_positions` and `end_positions` `[windows]`: the tokens
@@ -95,6 +95,7 @@ class QuestionAnsweringDataModule(TextDataModule):
             text=("question", "context"),
             value=None if split == "predict" else "answers",
             key="id",
+            blank_value=True,
             mapping=self.columns,
             names=self.column_names,
         )
@@ -304,6 +305,8 @@ def listed_answers(row: Row) -> list[tuple[str, int | None]]:
         DataError: They have none of the known forms.
     """
     answers = row.values["answers"]
+    if answers in ("", {"text": "", "answer_start": ""}):
+        return []
     if isinstance(answers, dict):
         texts, starts = answers.get("text"), answers.get("answer_start")
         several = isinstance(texts, list)

@@ -19,6 +19,7 @@ import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from glob import glob, has_magic
 from itertools import chain, zip_longest
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeAlias, cast
@@ -676,7 +677,7 @@ def _wanted(columns: Columns) -> list[_Wanted]:
     if columns.value is not None:
         single = isinstance(columns.mapping.get(columns.value, ""), str)
         one = _value_or_blank if columns.blank_value else _value
-        wanted.append(_Wanted(columns.value, listed(columns.value), one if single else _value_by_column))
+        wanted.append(_Wanted(columns.value, listed(columns.value), one if single else partial(_by_column, one)))
     if columns.key is not None:
         wanted.append(_Wanted(columns.key, listed(columns.key), _key, optional=columns.key not in columns.mapping))
     return wanted
@@ -748,8 +749,8 @@ def _value_or_blank(record: dict[str, Any], columns: list[str], where: str) -> A
     return "" if isinstance(value, str) and not value.strip() else _value(record, columns, where)
 
 
-def _value_by_column(record: dict[str, Any], columns: list[str], where: str) -> dict[str, Any]:
-    return {name: _value(record, [name], where) for name in columns}
+def _by_column(one: Callable[..., Any], record: dict[str, Any], columns: list[str], where: str) -> dict[str, Any]:
+    return {name: one(record, [name], where) for name in columns}
 
 
 def _check_unique(names: list[str], where: str) -> None:

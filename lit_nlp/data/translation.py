@@ -56,7 +56,7 @@ class TranslationDataModule(TextToTextDataModule):
     def columns_of(self, split: Split) -> Columns:
         """Read the source, and outside `predict` the target."""
         text = ("source",) if split == "predict" else ("source", "target")
-        mapping = self._nested(split) | self.columns
+        mapping = self._found(split) | self.columns
         return Columns(text=text, mapping=mapping, names=self.column_names, blank=split != "predict")
 
     def source_of(self, row: Row) -> str:
@@ -102,18 +102,34 @@ class TranslationDataModule(TextToTextDataModule):
         )
         return table.select(sorted(set(range(len(table))) - set(suspect))) if drops else table
 
-    def _nested(self, split: Split) -> dict[str, str | list[str]]:
-        """Return where the texts stand if the rows hold a `translation` object, as the hub's data sets do."""
-        source, nested = self.sources[split], {}
-        if source is None or self.source_lang is None or self.target_lang is None:
+    def _found(self, split: Split) -> dict[str, str | list[str]]:
+        """Return where the texts stand in lines, and in the hub's rows of a `translation` object."""
+        source = self.sources[split]
+        if source is None or {"source", "target"} <= self.columns.keys():
             return {}
-        source_key, target_key = (lang.partition("_")[0] for lang in (self.source_lang, self.target_lang))
+        if self.source_lang is not None and self.target_lang is not None:
+            self._check_braces(source, split)
+        first = sources.first_record(source)
+        if split == "predict" and first.keys() == {"text"}:
+            return {"source": "text"}
+        translation = first.get("translation")
+        if not isinstance(translation, dict):
+            return {}
+        if self.source_lang is None or self.target_lang is None:
+            problem = f"the rows hold translations under {', '.join(translation)}"
+            raise ConfigError(
+                problem, where=f"data.{split}", mend="name two with data.source_lang and data.target_lang"
+            )
+        languages = {"source": self.source_lang, "target": self.target_lang}
+        return {
+            side: f"translation.{key}"
+            for side, language in languages.items()
+            for key in (language.partition("_")[0], language)  # mBART's en_XX is en in the data
+            if key in translation
+        }
+
+    def _check_braces(self, source: str | list[str], split: Split) -> None:
+        source_key, target_key = (str(lang).partition("_")[0] for lang in (self.source_lang, self.target_lang))
         if any(f"{{{target_key},{source_key}}}" in name for name in ([source] if isinstance(source, str) else source)):
             problem = f"the braces name {target_key} first, but the source's language is {self.source_lang}"
             raise ConfigError(problem, where=f"data.{split}", mend=f"write {{{source_key},{target_key}}}")
-        found = sources.first_record(source).get("translation")
-        for side, language in (("source", self.source_lang), ("target", self.target_lang)):
-            for key in (language, language.partition("_")[0]):  # mBART's en_XX is en in the data
-                if isinstance(found, dict) and key in found:
-                    nested[side] = f"translation.{key}"
-        return {**nested}

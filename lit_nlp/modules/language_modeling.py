@@ -47,7 +47,7 @@ class TextLoss:
     Attributes:
         text: The text; None where the module saw its tokens only.
         loss_nats: Of all tokens that were to be found, together.
-        tokens: How many these were.
+        tokens: How many these were: a masked language model finds none that is special or unknown.
         perplexity: exp(loss_nats / tokens); None where there were no tokens.
         row: The row's number in its split, where the data module told it.
     """
@@ -118,7 +118,7 @@ class LanguageModelingModule(TransformerModule):
         Raises:
             BackboneError: They do.
         """
-        if stage == "fit" and self.objective == "causal":
+        if stage != "predict" and self.objective == "causal":
             self._check_packing()
         super().setup(stage)
 

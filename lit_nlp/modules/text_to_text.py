@@ -110,6 +110,8 @@ class TextToTextModule(TransformerModule):
             pad_token_id=self.tokenizer.pad_token_id,
         )
         self.model.generation_config = known
+        if self.pairs.start is not None:
+            self.model.config.decoder_start_token_id = self.pairs.start
         self._check_room(max(known.max_new_tokens, self.pairs.max_target_length))
 
     # What a task says

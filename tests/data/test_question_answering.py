@@ -143,6 +143,17 @@ def test_texts_and_starts_may_stand_in_columns_of_their_own(make: Make) -> None:
         make("rows.csv", columns={"answers": ["answer"]})
 
 
+def test_blank_cells_of_a_flat_file_make_a_question_without_an_answer(make: Make) -> None:
+    Path("rows.csv").write_text(f"question,context,answer,start\nwhat,{CONTEXT},story,27\nwho,{CONTEXT},,\n")
+    module = make("rows.csv", columns={"answers": ["answer", "start"]})
+    assert spans(only_batch(module)) == ["story", None]
+    assert module.facts["unanswerable"] is True
+    assert spans(only_batch(make("rows.csv", columns={"answers": "answer"}))) == ["story", None]
+    Path("rows.csv").write_text(f"question,context,answer,start\nwho,{CONTEXT},,4\n")
+    with pytest.raises(DataError, match=r"rows.csv, line 2: expected the text of an answer"):
+        only_batch(make("rows.csv", columns={"answers": ["answer", "start"]}))
+
+
 def test_a_row_without_an_id_has_its_number_and_a_number_may_be_one(make: Make) -> None:
     bare = [{name: value for name, value in row.items() if name != "id"} for row in ROWS]
     assert only_batch(make(bare))["id"] == ["0", "1", "2"]

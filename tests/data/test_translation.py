@@ -99,6 +99,22 @@ def test_nested_translations_as_the_hub_keeps_them(make: Make, columns: dict[str
     assert texts(make(source="wmt.jsonl", columns=columns, source_lang="en", target_lang="de")) == PAIRS
 
 
+def test_nested_translations_whose_languages_nobody_named_are_told(make: Make) -> None:
+    write_rows(Path("wmt.jsonl"), [{"translation": {"en": english, "de": german}} for english, german in PAIRS])
+    with pytest.raises(ConfigError) as raised:
+        table(make(source="wmt.jsonl"))
+    assert str(raised.value) == (
+        "data.train: the rows hold translations under en, de; name two with data.source_lang and data.target_lang"
+    )
+
+
+def test_a_file_of_lines_is_there_to_be_translated(make: Make) -> None:
+    Path("new.txt").write_text("good\na bad film\n")
+    module = make(predict="new.txt")
+    module.setup("predict")
+    assert module.tables["predict"]["source"][:] == ["good", "a bad film"]
+
+
 def test_a_nested_language_that_is_missing_is_named_with_its_line(make: Make) -> None:
     write_rows(Path("wmt.jsonl"), [{"translation": {"en": "a", "de": "b"}}, {"translation": {"en": "a"}}])
     with pytest.raises(DataError, match=r"wmt.jsonl, line 2: no column 'translation.de' among translation"):

@@ -207,9 +207,10 @@ def test_an_architecture_that_reads_across_documents_is_refused(llama: str, tmp_
     config = MambaConfig(vocab_size=300, hidden_size=16, state_size=4, num_hidden_layers=2)
     MambaForCausalLM(config).save_pretrained(tmp_path / "mamba")
     module = LanguageModelingModule(str(tmp_path / "mamba"), max_length=24)
-    with pytest.raises(BackboneError, match="mamba reads across documents that stand in one block; choose one whose"):
-        module.setup("fit")
-    module.setup("test")
+    for stage in ("fit", "validate", "test"):
+        with pytest.raises(BackboneError, match="mamba reads across documents that stand in one block; choose one"):
+            module.setup(stage)
+    module.setup("predict")  # where each document has a block of its own
 
 
 # Losses, against formulas written out

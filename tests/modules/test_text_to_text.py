@@ -42,8 +42,19 @@ def m2m100(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
+def mbart(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return translators.save_mbart(tmp_path_factory.mktemp("mbart"))
+
+
+@pytest.fixture(scope="session")
 def t5(tmp_path_factory: pytest.TempPathFactory) -> str:
     return language_models.save("t5", tmp_path_factory.mktemp("t5"))
+
+
+LANGUAGES = {
+    "m2m100": {"source_lang": "en", "target_lang": "de"},
+    "mbart": {"source_lang": "en_XX", "target_lang": "de_DE"},
+}
 
 
 def translation_data(backbone: str, folder: Path, **arguments: Any) -> TranslationDataModule:
@@ -152,9 +163,9 @@ class TestAnswers(TestTranslation):
 # The loss
 
 
-@pytest.mark.parametrize("kind", ["marian", "t5", "m2m100"])
+@pytest.mark.parametrize("kind", ["marian", "t5", "m2m100", "mbart"])
 def test_the_loss_is_transformers_own(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    languages = {"source_lang": "en", "target_lang": "de"} if kind == "m2m100" else {}
+    languages = LANGUAGES.get(kind, {})
     data = translation_data(request.getfixturevalue(kind), tmp_path, **languages)
     module = TranslationModule(data.backbone, **data.facts).eval()
     batch = rows_of(data, [0, 1, 2, 3])
@@ -208,11 +219,11 @@ def greedy(module: Any, source: list[int], steps: int) -> list[int]:
     return written[1:]
 
 
-@pytest.mark.parametrize("kind", ["marian", "t5", "m2m100"])
+@pytest.mark.parametrize("kind", ["marian", "t5", "m2m100", "mbart"])
 def test_greedy_writing_is_the_most_probable_token_each_time(
     kind: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    languages = {"source_lang": "en", "target_lang": "de"} if kind == "m2m100" else {}
+    languages = LANGUAGES.get(kind, {})
     torch.manual_seed(0)
     module = TranslationModule(request.getfixturevalue(kind), num_beams=1, max_new_tokens=7, **languages).eval()
     for text in CORPUS[:3]:
