@@ -1,5 +1,6 @@
 """The command `lit-nlp`: what must be answered before anything heavy is imported."""
 
+import os
 import sys
 from importlib.metadata import PackageNotFoundError, distribution
 
@@ -41,6 +42,8 @@ def main(args: list[str] | None = None) -> int:
 
         print(f"lightning-nlp {__version__}")
         return 0
+    # Large tensors on huge pages, where a step fills new memory far faster; torch looks for it when it is imported.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     from lit_nlp.cli import run
 
     return run(args)
