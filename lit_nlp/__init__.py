@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lit_nlp.callbacks.attribution import AttributionCallback
     from lit_nlp.data.generative_question_answering import GenerativeQuestionAnsweringDataModule
     from lit_nlp.data.language_modeling import LanguageModelingDataModule
     from lit_nlp.data.question_answering import QuestionAnsweringDataModule
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 
 # Imported when first asked for: `import lit_nlp` costs milliseconds, and one part drags in no other's needs.
 _HOMES = {
+    "AttributionCallback": "lit_nlp.callbacks.attribution",
     "GenerativeQuestionAnsweringDataModule": "lit_nlp.data.generative_question_answering",
     "GenerativeQuestionAnsweringModule": "lit_nlp.modules.generative_question_answering",
     "LanguageModelingDataModule": "lit_nlp.data.language_modeling",
@@ -40,6 +42,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "AttributionCallback",
     "GenerativeQuestionAnsweringDataModule",
     "GenerativeQuestionAnsweringModule",
     "LanguageModelingDataModule",

@@ -9,7 +9,7 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -29,11 +29,10 @@ from lit_nlp.callbacks.checkpointing import AtomicCheckpointIO, LastCheckpoint
 from lit_nlp.callbacks.results import ResultsWriter
 from lit_nlp.callbacks.run_folder import RunFolder, newest_run, unused_run
 from lit_nlp.checkpoints import SECTION, read_checkpoint
-from lit_nlp.data.base import Split, TextDataModule, sample
+from lit_nlp.data.base import Drawn, Split, TextDataModule
 from lit_nlp.errors import CheckpointError, ConfigError, NonFiniteError, UserError, did_you_mean
 from lit_nlp.files import unused, write_text
 from lit_nlp.modules.base import TransformerModule
-from lit_nlp.tokenization import Text
 
 # What decides which rows are held out, where there is no validation data.
 _HOLDING_OUT = {"seed", "val_fraction", "limit"}
@@ -120,50 +119,91 @@ class LitNLPTrainer(Trainer):
         datamodule: LightningDataModule | None = None,
         ckpt_path: str | None = None,
         method: str = "integrated_gradients",
+        methods: str | list[str] | None = None,
         split: Split = "test",
         limit: int = 50,
         text: str | None = None,
         text_pair: str | None = None,
         target: str | None = None,
+        contrast: str | None = None,
+        reference: bool = False,
+        baseline: str = "pad",
+        layer: str | None = None,
+        influence: bool = False,
+        batch_size: int = 16,
+        png: int | None = None,
         output: str | None = None,
     ) -> None:
         """Show which words decided: a page to read and a JSONL file.
 
         Args:
             ckpt_path: The checkpoint whose decisions are explained.
-            method: How words are credited.
+            method: How words are credited: integrated_gradients, shapley_value_sampling, lime, and others.
+            methods: Several of them, as in `a,b,c`: compared by how true they are of the model, beside random scores.
             split: Whose texts are explained.
             limit: At most this many texts, drawn at random by data.seed.
-            text: Explain this one text instead.
-            text_pair: The second text of a pair.
-            target: The class whose evidence is shown. By default the one predicted.
+            text: Explain this one text instead; for question answering the question.
+            text_pair: The second text of a pair; for question answering the context.
+            target: What is explained: a class; answer, start, end or "no answer"; a token that is written.
+                By default what the model says.
+            contrast: What the target is to be told apart from, of the same kind.
+            reference: Explain the data's own targets, token by token, and not what the model writes.
+            baseline: What stands for a word that isn't there: pad, mask or unk.
+            layer: Where layer_integrated_gradients looks, as in model.bert.encoder.layer.3.
+            influence: Show the training examples that spoke most for and against each prediction.
+            batch_size: Sequences that are run at once; it bounds the memory.
+            png: Draw this row as a picture, too.
             output: The report's folder. By default reports/NAME.
         """
-        from lit_nlp.explain import attribute, write_report
-        from lit_nlp.explain.explainable import Explainable
+        from lit_nlp.explain import attribute, compare_methods, table, write_report
 
-        if not isinstance(model, Explainable):
-            raise ConfigError(f"{type(model).__name__} has no classes to explain", where="explain")
         if limit < 1:
             raise ConfigError(f"limit must be at least 1, got {limit}", where="explain")
-        if (text is not None and not text.strip()) or (text is None and text_pair is not None):
-            raise ConfigError("there is no text", where="explain", mend="give --text 'something to explain'")
-        texts: Sequence[Text] = [text if text_pair is None else (text, text_pair)] if text is not None else []
-        labels = None
-        if text is None:
-            if not isinstance(datamodule, TextDataModule):
-                raise ConfigError("explain needs texts", mend="give --text or a data module of lit_nlp")
-            texts, labels = _labelled_texts(datamodule, model, split, limit)
+        drawn = self._texts_to_explain(datamodule, split, limit, text, text_pair)
+        if reference and drawn.given is None:
+            raise ConfigError("the texts have no targets to explain", where="explain.reference")
         module: Any = model.to(self.strategy.root_device)
-        attributions = attribute(module, texts, method=method, target=target, labels=labels, progress=True)
-        folder = Path(output or "reports")
+        outputs = {"outputs": drawn.given} if reference else {}
+        asked: dict[str, Any] = {
+            "target": target,
+            "contrast": contrast,
+            "baseline": baseline,
+            "layer": layer,
+            **outputs,
+        }
+        asked |= {"batch_size": batch_size, "progress": True, "labels": drawn.given}
+        comparison = None
+        if methods:
+            names = methods.split(",") if isinstance(methods, str) else methods
+            attributions, compared, comparison = compare_methods(module, drawn.texts, names, **asked)
+            rank_zero_info(table(compared))
+        else:
+            attributions = attribute(module, drawn.texts, method=method, **asked)
         facts = {
             "Checkpoint": str(ckpt_path),
             "Backbone": model.hparams["backbone"],
             "Texts": "one text" if text else split,
         }
-        page = write_report(attributions, folder, title=_title(model), facts=facts)
+        page = write_report(
+            attributions, Path(output or "reports"), title=_title(model), facts=facts, comparison=comparison, png=png
+        )
         rank_zero_info(f"Report: {page}")
+
+    def _texts_to_explain(
+        self,
+        datamodule: LightningDataModule | None,
+        split: Split,
+        limit: int,
+        text: str | None,
+        text_pair: str | None,
+    ) -> Drawn:
+        if (text is not None and not text.strip()) or (text is None and text_pair is not None):
+            raise ConfigError("there is no text", where="explain", mend="give --text 'something to explain'")
+        if text is not None:
+            return Drawn([text if text_pair is None else (text, text_pair)], None, [0])
+        if not isinstance(datamodule, TextDataModule):
+            raise ConfigError("explain needs texts", mend="give --text or a data module of lit_nlp")
+        return datamodule.drawn(split, limit)
 
 
 class _Parser(LightningArgumentParser):
@@ -551,21 +591,6 @@ def _product_seconds(matrix: torch.Tensor) -> float:
     for _ in range(3):
         matrix @ matrix
     return perf_counter() - start
-
-
-def _labelled_texts(
-    datamodule: TextDataModule, model: Any, split: Split, limit: int
-) -> tuple[list[Text], list[Any] | None]:
-    """Return texts of a split, drawn by the data's seed, and their labels where they have any."""
-    datamodule.setup({"train": "fit", "val": "validate"}.get(split, split))
-    table = datamodule.tables[split]
-    rows = table[sample(range(len(table)), limit, datamodule.seed)]
-    texts: list[Text] = [
-        (text, pair) if pair else text for text, pair in zip(rows["text"], rows["text_pair"], strict=True)
-    ]
-    if rows["label"][0] is None:
-        return texts, None
-    return texts, [model.label_of(torch.tensor(label)) for label in rows["label"]]
 
 
 def _title(model: LightningModule) -> str:

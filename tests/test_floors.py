@@ -31,7 +31,7 @@ FLOORS = [
         "generation",
         "scratch",
     }
-    | {"objectives"},
+    | {"objectives", "targets"},
 ]
 # DESIGN.md: data and modules know nothing of each other but the batch.
 STRANGERS = [("modules", "data"), ("metrics", "data")]

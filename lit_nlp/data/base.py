@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import datasets
 import numpy as np
@@ -26,7 +26,7 @@ from lit_nlp.data.sources import Columns, Row
 from lit_nlp.errors import ConfigError
 from lit_nlp.files import cache_folder, written_whole
 from lit_nlp.pretrained import load_tokenizer
-from lit_nlp.tokenization import resolve_max_length, tokenizer_fingerprint
+from lit_nlp.tokenization import Text, resolve_max_length, tokenizer_fingerprint
 
 Split = Literal["train", "val", "test", "predict"]
 Source = str | list[str]
@@ -42,6 +42,20 @@ _SPLITS_OF_VERB: dict[str, tuple[Split, ...]] = {
 }
 
 T = TypeVar("T")
+
+
+class Drawn(NamedTuple):
+    """Some rows of a split.
+
+    Attributes:
+        texts: As the module's `predict_texts` takes them.
+        given: What the data says of each; None where it says nothing.
+        rows: Their numbers.
+    """
+
+    texts: list[Text]
+    given: list[Any] | None
+    rows: list[int]
 
 
 class TextDataModule(LightningDataModule):
@@ -157,6 +171,18 @@ class TextDataModule(LightningDataModule):
 
     # What every task shares
 
+    def texts_of(self, rows: dict[str, list[Any]]) -> list[Text]:
+        """Return what is explained of some rows of a table, as the module's `predict_texts` takes it.
+
+        Raises:
+            ConfigError: There is nothing to explain.
+        """
+        raise ConfigError(f"{type(self).__name__} has no texts that could be explained", where="explain")
+
+    def given_of(self, rows: dict[str, list[Any]]) -> list[Any] | None:
+        """Return what the data says of each of some rows; None where it says nothing."""
+        return None
+
     @cached_property
     def backbone(self) -> str:
         """The backbone as given; for `scratch:` without a tokenizer, one that was trained on the training texts."""
@@ -226,6 +252,24 @@ class TextDataModule(LightningDataModule):
     def predict_dataloader(self) -> Batches:
         """Batches to predict, the longest first; `row` tells their place in the file."""
         return self._batches("predict")
+
+    def drawn(self, split: Split, limit: int) -> Drawn:
+        """Return at most so many rows of a split, drawn by the seed, to be explained."""
+        self.setup({"train": "fit", "val": "validate"}.get(split, split))
+        return self.rows(split, sample(range(len(self.tables[split])), limit, self.seed))
+
+    def rows(self, split: Split, numbers: list[int]) -> Drawn:
+        """Return rows of a split that is set up, by their numbers.
+
+        Raises:
+            ConfigError: The split has no such row.
+        """
+        table = self.tables[split]
+        beyond = [number for number in numbers if not 0 <= number < len(table)]
+        if beyond:
+            raise ConfigError(f"{split} has rows 0 to {len(table) - 1}, but no row {beyond[0]}", where=f"data.{split}")
+        some = table[numbers]
+        return Drawn(self.texts_of(some), self.given_of(some), numbers)
 
     def _needed(self) -> tuple[Split, ...]:
         if self.trainer is not None and self.trainer.state.fn is not None:

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lit_nlp.data.base import Split, TextDataModule
 from lit_nlp.data.sources import Columns, Row, shortened
 from lit_nlp.errors import ConfigError, DataError
-from lit_nlp.tokenization import context_offsets, encode_windows, no_answer_positions, pad
+from lit_nlp.tokenization import Text, context_offsets, encode_windows, no_answer_positions, pad
 
 _DEFAULT_MAX_LENGTH = 384
 # How far from its given start an answer is looked for: slips by a quote or a blank, not another mention.
@@ -184,6 +184,14 @@ class QuestionAnsweringDataModule(TextDataModule):
             batch["context_mask"] = batch["offsets"][..., 0] < batch["offsets"][..., 1]
         texts = [name for name in ("id", "question", "context", "answers") if name in rows[0]]
         return batch | {name: [row[name] for row in rows] for name in texts}
+
+    def texts_of(self, rows: dict[str, list[Any]]) -> list[Text]:
+        """Return questions, each with its context."""
+        return list(zip(rows["question"], rows["context"], strict=True))
+
+    def given_of(self, rows: dict[str, list[Any]]) -> list[Any] | None:
+        """Return the answers to each question, none where there is none; None where they aren't known."""
+        return None if None in rows["answers"] else [list(dict.fromkeys(each)) for each in rows["answers"]]
 
     @cached_property
     def _inputs(self) -> list[str]:

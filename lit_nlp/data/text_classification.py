@@ -13,7 +13,7 @@ from lit_nlp.data.base import Split, TextDataModule
 from lit_nlp.data.labels import class_index, class_label, count_labels, in_order, number, several_labels
 from lit_nlp.data.sources import Columns, Row
 from lit_nlp.errors import ConfigError, DataError
-from lit_nlp.tokenization import encode, pad
+from lit_nlp.tokenization import Text, encode, pad
 
 ProblemType = Literal["single_label", "multi_label", "regression"]
 # Names in order, or the file's value -> name; YAML makes numbers and bools of some values.
@@ -180,6 +180,20 @@ class TextClassificationDataModule(TextDataModule):
             batch["labels"] = torch.tensor([row["label"] for row in rows])
         texts = [name for name in ("text", "text_pair") if name in rows[0]]
         return batch | {name: [row[name] for row in rows] for name in texts}
+
+    def texts_of(self, rows: dict[str, list[Any]]) -> list[Text]:
+        """Return texts, or pairs of texts."""
+        return [(text, pair) if pair else text for text, pair in zip(rows["text"], rows["text_pair"], strict=True)]
+
+    def given_of(self, rows: dict[str, list[Any]]) -> list[Any] | None:
+        """Return a class's name, the names of several, or a score; None for rows without labels."""
+        if None in rows["label"]:
+            return None
+        if self.problem_type == "regression":
+            return [score for (score,) in rows["label"]]
+        if self.problem_type == "single_label":
+            return [self.labels[label] for label in rows["label"]]
+        return [[name for name, given in zip(self.labels, label, strict=True) if given] for label in rows["label"]]
 
     @cached_property
     def _counted(self) -> Counter[str]:

@@ -17,7 +17,7 @@ from lit_nlp.data.sources import Row
 from lit_nlp.errors import ConfigError
 from lit_nlp.generation import PairTokenizer, default_prompt
 from lit_nlp.pretrained import load_config
-from lit_nlp.tokenization import IGNORED, pad
+from lit_nlp.tokenization import IGNORED, Text, pad
 
 # A text that isn't in the training data may need a longer target than any that is.
 _ROOM_TO_WRITE = 1.5
@@ -150,6 +150,14 @@ class TextToTextDataModule(TextDataModule):
             batch["labels"] = pad([{"input_ids": ids} for ids in targets], IGNORED)["input_ids"]
         texts = [name for name in ("source", "target") if rows[0].get(name) is not None]
         return batch | {name: [row[name] for row in rows] for name in texts}
+
+    def texts_of(self, rows: dict[str, list[Any]]) -> list[Text]:
+        """Return the sources, as they stand in the template."""
+        return list(rows["source"])
+
+    def given_of(self, rows: dict[str, list[Any]]) -> list[Any] | None:
+        """Return the targets; None where they aren't known."""
+        return None if None in rows["target"] else list(rows["target"])
 
     def _max_new_tokens(self) -> int | None:
         """Return half as many tokens again as the longest training target has; None without training data."""

@@ -1,7 +1,23 @@
 """A trained module and texts in, attributions and reports out."""
 
-from lit_nlp.explain.attribution import METHODS, Attribution, attribute
+from lit_nlp.explain.attribution import Attribution, attribute, games
+from lit_nlp.explain.comparison import compare_methods
+from lit_nlp.explain.faithfulness import Comparison, Faithfulness, compare, faithfulness, table
+from lit_nlp.explain.methods import METHODS
 from lit_nlp.explain.report import write_report
 from lit_nlp.explain.words import Word
 
-__all__ = ["METHODS", "Attribution", "Word", "attribute", "write_report"]
+__all__ = [
+    "METHODS",
+    "Attribution",
+    "Comparison",
+    "Faithfulness",
+    "Word",
+    "attribute",
+    "compare",
+    "compare_methods",
+    "faithfulness",
+    "games",
+    "table",
+    "write_report",
+]

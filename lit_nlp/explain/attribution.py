@@ -1,21 +1,19 @@
-"""A module and texts in, the words' scores out: the methods, all Captum's, behind one call."""
+"""A module and texts in, the words' scores out: all methods behind one call."""
 
 import math
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
-from captum.attr import LayerIntegratedGradients
-from jaxtyping import Float, Int
-from torch import Tensor
 from tqdm import tqdm
 
 from lit_nlp.errors import ConfigError, UserError, did_you_mean
-from lit_nlp.explain.batch import Batch
-from lit_nlp.explain.explainable import Explainable, Label
-from lit_nlp.explain.words import Word, words
-from lit_nlp.tokenization import Encoded, Text, Tokens
+from lit_nlp.explain.batch import Batch, Features, Game
+from lit_nlp.explain.explainable import Explainable
+from lit_nlp.explain.methods import METHODS, Method, Settings
+from lit_nlp.explain.words import Word
+from lit_nlp.targets import AttributionTarget, Label
+from lit_nlp.tokenization import Text
 
 _FIRST_STEPS = 16
 
@@ -25,15 +23,23 @@ class Attribution:
     """What each word of one text contributed to the score of `target`.
 
     Attributes:
-        text: The text as it came, and `text_pair` with it.
+        text: The text as it came, and `text_pair` what stands beside it: a second text, the context of a question,
+            or what the module wrote.
         label: The gold label, where it is known.
-        prediction: What the module says, with its `probability` and the `probabilities` of all classes.
-        target: The class that is explained.
+        prediction: What the module says of the text.
+        probability: Of what is explained; None for a number.
+        probabilities: Of each class, candidate, or token that might stand there, the most probable first.
+        target: What is explained: the class, the answer, the token; `A rather than B` for a contrast.
         method: The method's name.
-        convergence_delta: The sum of the words' scores less the change that they are to explain (the
-            score of the text less that of its baseline), in units of the score.
-        converged: Whether the delta is as small as was asked for.
+        convergence_delta: The sum of the scores less the change that they are to explain (the score of the text
+            less that of its baseline), in units of the score; None where the method's scores aren't to add up.
+        converged: Whether the delta is as small as was asked for; None where there is none.
         words: The words of `text`, and `pair_words` those of `text_pair`.
+        row: The number of the text among those that were given.
+        kind: `class`, `span` or `token`.
+        parts: What `text` and `text_pair` are called.
+        span: The characters of `text_pair` that an answer or a token takes.
+        special_score: What special tokens were credited with, which no word has.
     """
 
     text: str
@@ -44,37 +50,15 @@ class Attribution:
     probabilities: dict[str, float]
     target: str
     method: str
-    convergence_delta: float
-    converged: bool
+    convergence_delta: float | None
+    converged: bool | None
     words: list[Word]
     pair_words: list[Word]
-
-
-def integrated_gradients(batch: Batch, steps: int) -> Float[Tensor, "batch tokens"]:
-    """Gradients of the score integrated along the line from the baseline's embeddings to the text's.
-
-    Sundararajan et al. 2017, "Axiomatic Attribution for Deep Networks", equation 1, by Gauss-Legendre
-    quadrature: the trapezoid rule is incomplete in Captum even on a linear model.
-    """
-    layers = batch.module.embedding_layers()
-    with warnings.catch_warnings():  # several layers are fine: none reads another's output
-        warnings.filterwarnings("ignore", "Multiple layers provided")
-        method = LayerIntegratedGradients(batch.score, layers)
-    per_layer = method.attribute(
-        batch.input_ids,
-        baselines=batch.baseline,
-        additional_forward_args=batch.fixed,
-        n_steps=steps,
-        method="gausslegendre",
-        internal_batch_size=batch.rows,
-    )
-    per_token = map(batch.per_token, layers, (credit.sum(-1) for credit in per_layer))
-    return torch.stack(list(per_token)).sum(0)
-
-
-Method = Callable[[Batch, int], Float[Tensor, "batch tokens"]]
-
-METHODS: dict[str, Method] = {"integrated_gradients": integrated_gradients}
+    row: int = 0
+    kind: str = "class"
+    parts: tuple[str, str] = ("text", "text pair")
+    span: tuple[int, int] | None = None
+    special_score: float = 0.0
 
 
 def attribute(
@@ -83,159 +67,172 @@ def attribute(
     *,
     method: str = "integrated_gradients",
     target: str | None = None,
+    contrast: str | None = None,
+    outputs: Sequence[str] | None = None,
     labels: Sequence[Label | None] | None = None,
+    baseline: str = "pad",
+    layer: str | None = None,
     tolerance: float = 0.01,
     max_steps: int = 512,
+    samples: int | None = None,
+    seed: int = 0,
     batch_size: int = 16,
     progress: bool = False,
 ) -> list[Attribution]:
-    """Explain the module's score of one class for each text, word by word.
+    """Explain what the module says of each text, word by word.
 
     Args:
         module: A module of this package, or one that offers the same.
-        texts: Texts, or pairs of texts.
+        texts: Texts, or pairs of texts: for question answering the question and its context.
         method: A name in `METHODS`.
-        target: The class to explain; None explains, for each text, the one that scores highest.
+        target: What to explain. None: for each text what the module says of it. A class; for question answering
+            `answer`, `start`, `end` or `no answer`; for texts that are written the tokens of this name.
+        contrast: What the target is to be told apart from, of the same kind: the difference is explained.
+        outputs: For modules that write, what is taken as written. None: what the module writes.
         labels: The gold labels, to be shown beside the predictions.
+        baseline: The special token that stands for a word that isn't there: `pad`, `mask` or `unk`.
+        layer: Where `layer_integrated_gradients` looks: a module's dotted name.
         tolerance: The convergence delta that is accepted, as a share of the change to explain.
-        max_steps: Where to stop doubling the steps for texts that haven't converged.
+        max_steps: Where integrated gradients stop doubling the steps for texts that haven't converged.
+        samples: Draws of the methods that sample. None: as many as give stable results.
+        seed: What they draw by; a text's result doesn't depend on the texts beside it.
         batch_size: The sequences that go through the module at once; it bounds the memory.
-        progress: Show a bar that counts finished texts.
+        progress: Show a bar that counts what is finished.
+
+    Returns:
+        One attribution a text, in order; where texts are written, one a token.
 
     Raises:
         ConfigError: An unknown method or target, or a number of labels other than that of texts.
         UserError: The module's scores are not finite.
     """
-    explain = METHODS[_known(method, METHODS, "method")]
-    names = module.targets()
-    index = None if target is None else names.index(_known(target, names, "target"))
+    known = METHODS[_known(method, METHODS, "method")]
     _check(texts, labels, tolerance=tolerance, max_steps=max_steps, batch_size=batch_size)
     if not texts:
         return []
+    given = {} if outputs is None else {"outputs": outputs}
     with module.attributing():
-        encoded = module.encode(texts)
-        logits = _logits(module, encoded, batch_size)
-        chosen = logits.argmax(-1) if index is None else torch.full_like(logits.argmax(-1), index)
-        ledger = _Ledger(module, encoded, chosen, batch_size)
-        with tqdm(total=len(texts), disable=not progress, desc="explaining", unit="text") as bar:
-            unfinished = ledger.fill(explain, tolerance, max_steps, bar.update)
-        predictions = module.predictions(logits, texts)
-    pairs = [(text, None) if isinstance(text, str) else text for text in texts]
+        targets = module.attribution_targets(texts, target=target, contrast=contrast, batch_size=batch_size, **given)
+        ledger = _Ledger(module, targets, module.absence_id(baseline), batch_size)
+        settings = Settings(min(_FIRST_STEPS, max_steps), samples, layer, seed)
+        with tqdm(total=len(targets), disable=not progress, desc="explaining", unit="target") as bar:
+            for complete in ledger.fill(known, settings, tolerance, max_steps):
+                bar.update(len(complete))
     return [
         Attribution(
-            text=text,
-            text_pair=text_pair,
-            label=labels[i] if labels else None,
-            prediction=prediction.label,
-            probability=prediction.probability,
-            probabilities=dict(prediction.probabilities),
-            target=names[int(chosen[i])],
+            text=each.text,
+            text_pair=each.text_pair,
+            label=labels[each.row] if labels else None,
+            prediction=each.prediction,
+            probability=each.probability,
+            probabilities=dict(each.probabilities),
+            target=each.name,
             method=method,
-            convergence_delta=ledger.delta(i),
-            converged=i not in unfinished,
-            words=ledger.words(i, text, part=0),
-            pair_words=ledger.words(i, text_pair or "", part=1),
+            convergence_delta=ledger.delta(i) if known.complete else None,
+            converged=ledger.is_complete(i, tolerance) if known.complete else None,
+            words=ledger.words(i, part=0),
+            pair_words=ledger.words(i, part=1),
+            row=each.row,
+            kind=each.kind,
+            parts=each.parts,
+            span=each.span,
+            special_score=ledger.special(i),
         )
-        for i, ((text, text_pair), prediction) in enumerate(zip(pairs, predictions, strict=True))
+        for i, each in enumerate(targets)
     ]
 
 
-class _Ledger:
-    """The credit of every token, and the change of score that a text's credit should add up to.
+def games(
+    module: Explainable, targets: Sequence[AttributionTarget], *, baseline: str = "pad", batch_size: int = 16
+) -> list[Game]:
+    """Return what words do to each target as a game, in the order of their words; to be played in `attributing()`."""
+    absence = module.absence_id(baseline)
 
-    A text's score is the mean over its windows: each window is explained alone and counts for its share.
+    def game(target: AttributionTarget) -> Game:
+        features = Features.of(target)
+        return Game([Batch(module, [each], [features], absence=absence, rows=batch_size) for each in target.readings])
+
+    return list(map(game, targets))
+
+
+class _Ledger:
+    """The credit of every word, and the change of score that a target's credit should add up to.
+
+    A text in windows has several readings: each is explained alone and counts with its weights.
     """
 
-    def __init__(self, module: Explainable, encoded: Encoded, target: Int[Tensor, " texts"], batch_size: int) -> None:
-        self._module, self._encoded, self._target, self._batch_size = module, encoded, target, batch_size
-        self._windows: list[list[int]] = [[] for _ in target]
-        for window, text in enumerate(encoded.row):
-            self._windows[text].append(window)
-        self._share = [1 / len(self._windows[text]) for text in encoded.row]
-        self._credit: list[list[float]] = [[] for _ in encoded.row]
-        self._change = [0.0 for _ in encoded.row]
+    def __init__(
+        self, module: Explainable, targets: Sequence[AttributionTarget], absence: int, batch_size: int
+    ) -> None:
+        self._module, self._targets, self._absence, self._batch_size = module, targets, absence, batch_size
+        self._features = [Features.of(target) for target in targets]
+        self._credit = [torch.zeros(len(features) + 1, dtype=torch.double) for features in self._features]
+        self._change = [0.0 for _ in targets]
 
-    def fill(self, method: Method, tolerance: float, max_steps: int, done: Callable[[int], object]) -> set[int]:
-        """Explain each text with as many steps as it needs; return those that `max_steps` left incomplete."""
-        open_texts = set(range(len(self._windows)))
-        for picked, batch in self._batches(open_texts):
-            for window, change in zip(picked, batch.change().tolist(), strict=True):
-                self._change[window] = change * self._share[window]
-        steps = min(_FIRST_STEPS, max_steps)
-        while True:
-            for picked, batch in self._batches(open_texts):
-                for window, credit in zip(picked, method(batch, steps).double().cpu(), strict=True):
-                    tokens = len(self._encoded.offsets[window])
-                    self._credit[window] = (credit[:tokens] * self._share[window]).tolist()
-            complete = {text for text in open_texts if self._is_complete(text, tolerance)}
-            open_texts -= complete
-            done(len(complete))
-            if not open_texts or steps == max_steps:
-                return open_texts
-            steps = min(2 * steps, max_steps)
+    def fill(self, method: Method, settings: Settings, tolerance: float, max_steps: int) -> Iterable[set[int]]:
+        """Credit all words, with as many steps as each target needs; yields which are finished."""
+        waiting = set(range(len(self._targets)))
+        while waiting:
+            for i in waiting:
+                self._credit[i].zero_()
+                self._change[i] = 0.0
+            for picked, batch in self._batches(waiting):
+                credits = method.credit(batch, settings).double().cpu()
+                for i, change, credit in zip(picked, batch.change().tolist(), credits, strict=True):
+                    words = len(self._features[i])
+                    self._change[i] += change
+                    self._credit[i][:words] += credit[:words]
+                    self._credit[i][-1] += credit[-1]
+            self._check_finite(waiting)
+            last = not method.by_steps or settings.steps == max_steps
+            complete = {i for i in waiting if last or self.is_complete(i, tolerance)}
+            waiting -= complete
+            settings = replace(settings, steps=min(2 * settings.steps, max_steps))
+            yield complete
 
-    def delta(self, text: int) -> float:
-        """The sum of the text's credit less its change of score."""
-        credit = math.fsum(score for window in self._windows[text] for score in self._credit[window])
-        return credit - self._change_of(text)
+    def delta(self, target: int) -> float:
+        """Return the sum of the target's credit less its change of score."""
+        return math.fsum(self._credit[target].tolist()) - self._change[target]
 
-    def words(self, text: int, characters: str, *, part: int) -> list[Word]:
-        """The words of the text (part 0) or of its pair (part 1) with their credit."""
-        tokens = [
-            (span, score)
-            for window in self._windows[text]
-            for span, where, score in zip(
-                self._encoded.offsets[window], self._encoded.part[window], self._credit[window], strict=True
-            )
-            if where == part
+    def is_complete(self, target: int, tolerance: float) -> bool:
+        """Return whether the credit adds up."""
+        return abs(self.delta(target)) <= tolerance * abs(self._change[target])
+
+    def special(self, target: int) -> float:
+        """Return the credit that is no word's."""
+        return float(self._credit[target][-1])
+
+    def words(self, target: int, *, part: int) -> list[Word]:
+        """Return the words of the text (part 0) or of its pair (part 1) with their credit."""
+        features = self._features[target]
+        first = 0 if part == 0 else len(features.spans[0])
+        scores = self._credit[target][first : first + len(features.spans[part])].tolist()
+        text = features.texts[part]
+        return [
+            Word(text[start:end], start, end, score)
+            for (start, end), score in zip(features.spans[part], scores, strict=True)
         ]
-        return words(characters, [span for span, _ in tokens], [score for _, score in tokens])
 
-    def _change_of(self, text: int) -> float:
-        return math.fsum(self._change[window] for window in self._windows[text])
+    def _check_finite(self, targets: set[int]) -> None:
+        for i in targets:
+            if not math.isfinite(self.delta(i)):
+                raise UserError(
+                    f"the model's score of text {self._targets[i].row} (counted from 0), or its gradient, is not a"
+                    " finite number",
+                    mend="train again: weights that have diverged can't be explained",
+                )
 
-    def _is_complete(self, text: int, tolerance: float) -> bool:
-        delta = self.delta(text)
-        if not math.isfinite(delta):
-            raise UserError(
-                f"the model's score of text {text} (counted from 0), or its gradient, is not a finite number",
-                mend="train again: weights that have diverged can't be explained",
+    def _batches(self, targets: set[int]) -> Iterable[tuple[list[int], Batch]]:
+        """Yield readings of like length, the longest first, so that memory runs out at once or never."""
+        readings = [(i, reading) for i in sorted(targets) for reading in self._targets[i].readings]
+        readings.sort(key=lambda item: [-len(ids) for ids in item[1].inputs.values()])
+        for start in range(0, len(readings), self._batch_size):
+            picked, some = zip(*readings[start : start + self._batch_size], strict=True)
+            features = [self._features[i] for i in picked]
+            yield (
+                list(picked),
+                Batch(self._module, some, features, absence=self._absence, rows=self._batch_size),
             )
-        return abs(delta) <= tolerance * abs(self._change_of(text))
-
-    def _batches(self, texts: set[int]) -> Iterator[tuple[list[int], Batch]]:
-        """The windows of some texts, batched, and the number of each."""
-        windows = (window for text in texts for window in self._windows[text])
-        for picked in _by_length(self._encoded, windows, self._batch_size):
-            inputs = self._module.pad([self._encoded.sequences[window] for window in picked])
-            baseline = self._module.pad([self._baseline(window) for window in picked])["input_ids"]
-            target = self._target[[self._encoded.row[window] for window in picked]]
-            yield picked, Batch(self._module, inputs, baseline, target, rows=self._batch_size)
-
-    def _baseline(self, window: int) -> Tokens:
-        """The window with nothing in place of each token that has characters to show credit on."""
-        encoded, nothing = self._encoded, self._module.baseline_id
-        tokens = zip(encoded.sequences[window]["input_ids"], encoded.offsets[window], encoded.part[window], strict=True)
-        ids = [nothing if part >= 0 and start < end else token for token, (start, end), part in tokens]
-        return {**encoded.sequences[window], "input_ids": ids}
-
-
-@torch.no_grad()
-def _logits(module: Explainable, encoded: Encoded, batch_size: int) -> Float[Tensor, "texts classes"]:
-    everything = range(len(encoded.sequences))
-    by_sequence: dict[int, Tensor] = {}
-    for picked in _by_length(encoded, everything, batch_size):
-        logits = module(**module.pad([encoded.sequences[i] for i in picked])).float()
-        by_sequence |= zip(picked, logits, strict=True)
-    logits = torch.stack([by_sequence[i] for i in everything])
-    return module.pool(logits, torch.tensor(encoded.row, device=logits.device))
-
-
-def _by_length(encoded: Encoded, sequences: Iterable[int], batch_size: int) -> Iterator[list[int]]:
-    """Batches of sequences of like length, the longest first, so that memory runs out at once or never."""
-    ordered = sorted(sequences, key=lambda i: (-len(encoded.sequences[i]["input_ids"]), i))
-    for start in range(0, len(ordered), batch_size):
-        yield ordered[start : start + batch_size]
 
 
 def _known(name: str, names: Iterable[str], what: str) -> str:

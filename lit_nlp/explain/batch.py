@@ -1,9 +1,10 @@
-"""A padded batch as the methods see it: a scalar score of token ids, and a baseline that says nothing."""
+"""Some sequences as the methods see them: a scalar of embeddings, or of words that are there or not."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -11,94 +12,275 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from lit_nlp.explain.explainable import Explainable
+from lit_nlp.explain.words import find_words, shares
+from lit_nlp.targets import AttributionTarget, Reading
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Some sequences, and what is asked of them.
+class Features:
+    """The words of a text and of its pair, in one row: what scores are given to.
 
     Attributes:
+        spans: The characters of each word of the text, and of each of the pair.
+        texts: Both texts.
+    """
+
+    texts: tuple[str, str]
+    spans: tuple[list[tuple[int, int]], list[tuple[int, int]]]
+
+    @classmethod
+    def of(cls, target: AttributionTarget) -> "Features":
+        """Find the words of a target's texts."""
+        texts = target.text, target.text_pair or ""
+        return cls(texts, (find_words(texts[0]), find_words(texts[1])))
+
+    def __len__(self) -> int:
+        return sum(map(len, self.spans))
+
+    def membership(self, reading: Reading, name: str) -> list[dict[int, float]]:
+        """Return for each token of a sequence its share in each word."""
+        found: list[dict[int, float]] = [{} for _ in reading.places[name]]
+        for part, first in (0, 0), (1, len(self.spans[0])):
+            offsets = [
+                (place.start, place.end) if place is not None and place.part == part else None
+                for place in reading.places[name]
+            ]
+            for token, share in enumerate(shares(self.texts[part], self.spans[part], offsets)):
+                found[token] |= {first + word: weight for word, weight in share.items()}
+        return found
+
+
+class Batch:
+    """Some readings, padded, what is asked of them, and their words.
+
+    Args:
         module: The module to explain.
-        inputs: The padded batch as the module takes it.
-        baseline: The `input_ids` with every token that may receive credit replaced by "nothing".
-        target: For each sequence, the class that is explained.
+        readings: The sequences.
+        features: The words of each.
+        absence: The token whose embedding stands for a word that isn't there.
         rows: How many sequences may go through the module at once.
     """
 
-    module: Explainable
-    inputs: dict[str, Int[Tensor, "batch tokens"]]
-    baseline: Int[Tensor, "batch tokens"]
-    target: Int[Tensor, " batch"]
-    rows: int
+    def __init__(
+        self,
+        module: Explainable,
+        readings: Sequence[Reading],
+        features: Sequence[Features],
+        *,
+        absence: int,
+        rows: int,
+    ) -> None:
+        self.module, self.readings, self.features, self.absence, self.rows = module, readings, features, absence, rows
+        self.inputs = module.pad([reading.inputs for reading in readings])
+        device = self.inputs["input_ids"].device
+        terms = max(len(reading.terms) for reading in readings)
+        padded = [reading.terms + [(0.0, reading.terms[0][1])] * (terms - len(reading.terms)) for reading in readings]
+        self.weights = torch.tensor([[weight for weight, _ in row] for row in padded], device=device)
+        self.targets = torch.tensor([[target for _, target in row] for row in padded], device=device)
+        self.words = max(map(len, features))
+        self._memberships = {name: self._membership(name).to(device) for name in readings[0].places}
 
-    @property
-    def input_ids(self) -> Int[Tensor, "batch tokens"]:
-        """The token ids of the texts."""
-        return self.inputs["input_ids"]
+    def __len__(self) -> int:
+        return len(self.readings)
 
     @property
     def fixed(self) -> tuple[Tensor, ...]:
-        """What `score` takes after the token ids and no method varies: the target and the masks."""
-        return self.target, *(tensor for name, tensor in self.inputs.items() if name != "input_ids")
+        """What `score_at` takes after the embeddings and no method varies: what is asked, token ids and masks."""
+        return self.weights, self.targets, *self.inputs.values()
 
-    def score(
-        self,
-        input_ids: Int[Tensor, "rows tokens"],
-        target: Int[Tensor, " rows"],
-        *masks: Int[Tensor, "rows tokens"],
-    ) -> Float[Tensor, " rows"]:
-        """The scalar that is attributed; called with `input_ids, *fixed`, or with each repeated."""
-        names = (name for name in self.inputs if name != "input_ids")
-        logits = self.module(input_ids=input_ids, **dict(zip(names, masks, strict=True)))
-        return self.module.score(logits, target)
+    @cached_property
+    def embedding_layers(self) -> list[nn.Module]:
+        """The layers that look tokens up."""
+        return self.module.embedding_layers()
+
+    @cached_property
+    def embeddings(self) -> tuple[Float[Tensor, "batch tokens hidden"], ...]:
+        """What each embedding layer gives for the texts."""
+        return tuple(self._lookups[layer][1] for layer in self.embedding_layers)
+
+    @cached_property
+    def baselines(self) -> tuple[Float[Tensor, "batch tokens hidden"], ...]:
+        """What they would give if there were no words; special tokens stay."""
+        absent = {
+            name: self.inputs[name].masked_fill(self._memberships[name].sum(2) > 0, self.absence)
+            for name in self._memberships
+        }
+        found = self._look_up({**self.inputs, **absent})
+        return tuple(found[layer][1] for layer in self.embedding_layers)
+
+    @cached_property
+    def memberships(self) -> tuple[Float[Tensor, "batch tokens words"], ...]:
+        """For each embedding layer, the share that each token which it reads has in each word."""
+        return tuple(self._membership_of(self._lookups[layer][0], layer) for layer in self.embedding_layers)
+
+    def score_at(self, *given: Tensor) -> Float[Tensor, " rows"]:
+        """Return the score with these embeddings in place of the layers' own; behind them comes `fixed`, or repeats.
+
+        Only embeddings are exchanged. What a model reads from the ids themselves (positions, the last token, an
+        end mark) stays that of the text.
+        """
+        replaced = dict(zip(self.embedding_layers, given, strict=False))
+        weights, targets, *inputs = given[len(replaced) :]
+        with _hooked(replaced, _exchange(replaced)):
+            outputs = self.module(**dict(zip(self.inputs, inputs, strict=True)))
+        return _weighted(self.module.score, outputs, weights, targets)
 
     @torch.no_grad()
     def change(self) -> Float[Tensor, " batch"]:
-        """The score less the score with the baseline's embeddings, in float64: what credit adds up to.
+        """Return the score less the score without any word, in float64: what credit adds up to."""
+        full, empty = (self.score_at(*each, *self.fixed).double() for each in (self.embeddings, self.baselines))
+        return full - empty
 
-        Only embeddings are exchanged. What a model reads from the ids themselves (positions, the last
-        token, an end mark) stays that of the text, as it does all along the path between the two.
-        """
-        nothing = {layer: output for layer, (_, output) in self._lookups(self.baseline).items()}
-        full = self.score(self.input_ids, *self.fixed)
-        with _hooked(nothing, lambda layer, _read, _output: nothing[layer]):
-            empty = self.score(self.input_ids, *self.fixed)
-        return full.double() - empty.double()
+    def per_word(self, credits: Sequence[Float[Tensor, "batch tokens"]]) -> Float[Tensor, "batch words_and_rest"]:
+        """Add the credit of tokens up to that of words; in a last column what special tokens have."""
+        return torch.stack(list(map(_per_word, credits, self.memberships))).sum(0)
 
-    def per_token(self, layer: nn.Module, credit: Float[Tensor, "batch tokens"]) -> Float[Tensor, "batch tokens"]:
-        """Move credit from where a layer read a token to where that token stands in `input_ids`.
+    def per_word_of(self, layer: str, credit: Float[Tensor, "batch tokens"]) -> Float[Tensor, "batch words_and_rest"]:
+        """Add up credit at the outputs of another layer, which stand where the tokens do that it reads."""
+        decoder = "decoder_input_ids" in self._memberships and "decoder" in layer.split(".")
+        membership = self._memberships["decoder_input_ids" if decoder else "input_ids"]
+        if credit.shape[1] != membership.shape[1]:
+            raise ValueError(f"{layer} gives {credit.shape[1]} places for {membership.shape[1]} tokens")
+        return _per_word(credit, membership)
 
-        A decoder that reads the ids of its encoder reads each one place further right.
+    def game(self, row: int) -> "Game":
+        """Return one of the sequences, without padding, as a game of its words."""
+        reading, features = self.readings[row], self.features[row]
+        return Game([Batch(self.module, [reading], [features], absence=self.absence, rows=self.rows)])
 
-        Raises:
-            ValueError: The layer read other tokens.
-        """
-        read, ids = self._read[layer], self.input_ids
-        if torch.equal(read, ids):
-            return credit
-        if torch.equal(read[:, 1:], ids[:, :-1]):
-            return pad(credit[:, 1:], (0, 1))
+    def _membership(self, name: str) -> Float[Tensor, "batch tokens words"]:
+        found = torch.zeros(len(self.readings), self.inputs[name].shape[1], self.words)
+        for row, (reading, features) in enumerate(zip(self.readings, self.features, strict=True)):
+            for token, share in enumerate(features.membership(reading, name)):
+                for word, weight in share.items():
+                    found[row, token, word] = weight
+        return found
+
+    def _membership_of(
+        self, read: Int[Tensor, "batch tokens"], layer: nn.Module
+    ) -> Float[Tensor, "batch tokens words"]:
+        for name, membership in self._memberships.items():
+            ids = self.inputs[name]
+            if torch.equal(read, ids):
+                return membership
+            if read.shape == ids.shape and torch.equal(read[:, 1:], ids[:, :-1]):
+                # A decoder that reads the ids of its encoder reads each one place further right.
+                return pad(membership[:, :-1], (0, 0, 1, 0))
         raise ValueError(f"{type(layer).__name__} read other tokens than those of the input")
 
     @cached_property
-    def _read(self) -> dict[nn.Module, Tensor]:
-        return {layer: ids for layer, (ids, _) in self._lookups(self.input_ids).items()}
+    def _lookups(self) -> dict[nn.Module, tuple[Tensor, Tensor]]:
+        return self._look_up(self.inputs)
 
     @torch.no_grad()
-    def _lookups(self, input_ids: Tensor) -> dict[nn.Module, tuple[Tensor, Tensor]]:
-        """For each embedding layer, the ids that it reads and the embeddings that it gives."""
+    def _look_up(self, inputs: dict[str, Tensor]) -> dict[nn.Module, tuple[Tensor, Tensor]]:
+        """Return for each embedding layer the ids that it reads and the embeddings that it gives."""
         seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
         def remember(layer: nn.Module, ids: Tensor, output: Tensor) -> None:
             seen[layer] = ids, output
 
-        with _hooked(self.module.embedding_layers(), remember):
-            self.score(input_ids, *self.fixed)
+        with _hooked(self.embedding_layers, remember):
+            self.module(**inputs)
         return seen
 
 
+class Game:
+    """One text as a game of its words: what the module says where some of them are blanked.
+
+    Args:
+        readings: A batch of one sequence for each in which the text is read.
+    """
+
+    def __init__(self, readings: Sequence[Batch]) -> None:
+        self.readings, self.words = readings, readings[0].words
+
+    def score(self, keep: Float[Tensor, "coalitions words"]) -> Float[Tensor, " coalitions"]:
+        """Return the scalar that is explained, where each word stays by its share of 1."""
+        return torch.stack([_played(batch, keep, _terms_of(batch)) for batch in self.readings]).sum(0)
+
+    def log_probability(self, keep: Float[Tensor, "coalitions words"]) -> Float[Tensor, " coalitions"]:
+        """Return the log probability of the target in nats; of a text in windows, the mean over them."""
+        return torch.stack([_played(batch, keep, _probability_of(batch)) for batch in self.readings]).mean(0)
+
+    def soft_log_probability(
+        self, retain: Float[Tensor, "samples words"], generator: torch.Generator
+    ) -> Float[Tensor, " samples"]:
+        """Return the same where each element of a word's embeddings stays with the word's probability."""
+        found = [_played(batch, retain, _probability_of(batch), generator) for batch in self.readings]
+        return torch.stack(found).mean(0)
+
+
+Read = Callable[[Any, int], Float[Tensor, " rows"]]
+
+
+def _terms_of(batch: Batch) -> Read:
+    return lambda outputs, rows: _weighted(
+        batch.module.score, outputs, batch.weights.expand(rows, -1), batch.targets.expand(rows, -1, -1)
+    )
+
+
+def _probability_of(batch: Batch) -> Read:
+    return lambda outputs, rows: batch.module.log_probability(outputs, _target(batch.targets[:, 0].expand(rows, -1)))
+
+
+@torch.no_grad()
+def _played(
+    batch: Batch, keep: Float[Tensor, "coalitions words"], read: Read, generator: torch.Generator | None = None
+) -> Float[Tensor, " coalitions"]:
+    """Run one sequence once for each coalition, at most `rows` at a time; with a generator, blank single elements."""
+    found = []
+    for some in keep.to(batch.weights).split(batch.rows):
+        replaced = {}
+        for layer, full, empty, membership in zip(
+            batch.embedding_layers, batch.embeddings, batch.baselines, batch.memberships, strict=True
+        ):
+            stays = 1 - membership.sum(2) + some @ membership[0].T
+            share = stays.unsqueeze(2).to(full.dtype)
+            if generator is not None:
+                drawn = torch.rand(*stays.shape, full.shape[2], generator=generator).to(full.device)
+                share = (drawn < stays.unsqueeze(2)).to(full.dtype)
+            # Where all of a word stays, its embedding is the very same.
+            replaced[layer] = torch.where(share == 1, full, empty + share * (full - empty))
+        inputs = {name: tensor.expand(len(some), *tensor.shape[1:]) for name, tensor in batch.inputs.items()}
+        with _hooked(replaced, _exchange(replaced)):
+            found.append(read(batch.module(**inputs), len(some)).double().cpu())
+    return torch.cat(found)
+
+
+def _weighted(
+    score: Callable[..., Tensor],
+    outputs: Any,
+    weights: Float[Tensor, "rows terms"],
+    targets: Int[Tensor, "rows terms _"],
+) -> Float[Tensor, " rows"]:
+    scores = [score(outputs, _target(targets[:, term])) for term in range(targets.shape[1])]
+    return (torch.stack(scores, dim=1) * weights).sum(1)
+
+
+def _target(target: Int[Tensor, "rows numbers"]) -> Int[Tensor, "rows ..."]:
+    """Return targets as `score` takes them: one number a row, or several."""
+    return target.squeeze(1) if target.shape[1] == 1 else target
+
+
+def _per_word(
+    credit: Float[Tensor, "batch tokens"], membership: Float[Tensor, "batch tokens words"]
+) -> Float[Tensor, "batch words_and_rest"]:
+    credit = credit.to(membership.dtype)
+    words = (credit.unsqueeze(1) @ membership).squeeze(1)
+    rest = (credit * (1 - membership.sum(2))).sum(1, keepdim=True)
+    return torch.cat([words, rest], dim=1)
+
+
+Hook = Callable[[nn.Module, Tensor, Tensor], Tensor | None]
+
+
+def _exchange(outputs: dict[nn.Module, Tensor]) -> Hook:
+    return lambda layer, _read, _output: outputs[layer]
+
+
 @contextmanager
-def _hooked(layers: Iterable[nn.Module], hook: Callable[[nn.Module, Tensor, Tensor], Tensor | None]) -> Iterator[None]:
+def _hooked(layers: Iterable[nn.Module], hook: Hook) -> Iterator[None]:
     """Call `hook(layer, input, output)` after each layer; what it returns replaces the output."""
     with ExitStack() as stack:
         for layer in layers:

@@ -7,63 +7,50 @@ from typing import Any, Protocol, runtime_checkable
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from lit_nlp.tokenization import Encoded, Text, Tokens
-
-Label = str | int | float | list[str]
-
-
-@runtime_checkable
-class Prediction(Protocol):
-    """What the module says of one text."""
-
-    @property
-    def label(self) -> Label:
-        """A class's name, the names of several, or a number."""
-
-    @property
-    def probability(self) -> float | None:
-        """The probability of `label`, where it has one."""
-
-    @property
-    def probabilities(self) -> dict[str, float]:
-        """The probability of each class by its name; empty for a number."""
+from lit_nlp.targets import AttributionTarget
+from lit_nlp.tokenization import Text, Tokens
 
 
 @runtime_checkable
 class Explainable(Protocol):
     """A module whose scalar `score` can be traced back to the tokens of its texts."""
 
-    @property
-    def baseline_id(self) -> int:
-        """The token whose embedding stands for nothing."""
-
     def __call__(self, **batch: Tensor) -> Any:
-        """Return the logits `[sequences, classes]` of a padded batch."""
+        """Return the outputs of a padded batch, as `score` takes them."""
 
-    def encode(self, texts: Sequence[Text]) -> Encoded:
-        """Return the texts as sequences of tokens, several for a text that is read in windows."""
+    def attribution_targets(
+        self,
+        texts: Sequence[Text],
+        *,
+        target: str | None = None,
+        contrast: str | None = None,
+        outputs: Sequence[str] | None = None,
+        batch_size: int = 16,
+    ) -> list[AttributionTarget]:
+        """Return what is to be explained of each text, with what the module says of it.
+
+        Args:
+            texts: Texts, or pairs of texts.
+            target: What to explain; None: what the module says.
+            contrast: What it is to be told apart from: the difference of both is explained.
+            outputs: For modules that write, what is taken as written of each text. None: what the module writes.
+            batch_size: Sequences that are run at once.
+        """
 
     def pad(self, sequences: Sequence[Tokens]) -> dict[str, Int[Tensor, "batch tokens"]]:
         """Return a batch on the module's device, padded on the right."""
 
-    def pool(
-        self, logits: Float[Tensor, "sequences classes"], row: Int[Tensor, " sequences"]
-    ) -> Float[Tensor, "texts classes"]:
-        """Return the mean over each text's windows; `row` is the text of each sequence."""
+    def score(self, outputs: Any, target: Int[Tensor, "batch ..."], /) -> Float[Tensor, " batch"]:
+        """Return the scalar of each sequence that is attributed."""
 
-    def predictions(self, logits: Float[Tensor, "texts classes"], texts: Sequence[Text]) -> Sequence[Prediction]:
-        """Return what the pooled logits say of each text."""
-
-    def targets(self) -> list[str]:
-        """Return the names that a target may have, in the order of the classes."""
-
-    def score(
-        self, outputs: Float[Tensor, "batch classes"], target: Int[Tensor, " batch"], /
-    ) -> Float[Tensor, " batch"]:
-        """Return the scalar of each sequence that is attributed; linear in the logits."""
+    def log_probability(self, outputs: Any, target: Int[Tensor, "batch ..."], /) -> Float[Tensor, " batch"]:
+        """Return the log probability of each sequence's target, in nats."""
 
     def embedding_layers(self) -> list[nn.Module]:
         """Return the layers that look up token embeddings, each read once in a forward pass."""
+
+    def absence_id(self, baseline: str) -> int:
+        """Return the token whose embedding stands for nothing: that of the name `pad`, `mask` or `unk`."""
 
     def attributing(self) -> AbstractContextManager[object]:
         """Evaluation mode, gradients on, parameters frozen, uncompiled, autocast off; restored on exit."""

@@ -1,71 +1,180 @@
-"""Attributions in, a page that anyone can read and a file that a program can read out."""
+"""Attributions in, a page that anyone can read and a file that a program can read out.
+
+Attributions become a view model, plain data, of which the page holds a copy: `report.html.j2` draws the
+first cards of it, for readers without JavaScript, and `report.js` draws all of them, as they are scrolled to.
+"""
 
 import base64
 import hashlib
+import json
 import math
+from bisect import bisect_left, bisect_right
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
+from lit_nlp.errors import ConfigError
 from lit_nlp.explain.attribution import Attribution
-from lit_nlp.explain.explainable import Label
+from lit_nlp.explain.methods import METHODS
 from lit_nlp.explain.words import Word
 from lit_nlp.files import write_jsonl, write_text
+from lit_nlp.metrics.question_answering import exact_match
+from lit_nlp.targets import Label
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _LEVELS = 8
 _STRONGEST = 6
 _CLASSES = 6
+_OVERVIEW_WORDS = 8
+_PAGE = 20
+_FLOOR = "random"
+_WIDTH, _HEIGHT = 320, 160  # of a chart's plane, in units of its SVG
+
+
+@dataclass(frozen=True)
+class Part:
+    """A text in pieces: its words, what is between them, and cuts where an answer or a token begins or ends.
+
+    Attributes:
+        name: What the text is called.
+        pieces: Put together, they are the text.
+        words: For each piece, the number of the word that it belongs to; -1 for none.
+    """
+
+    name: str
+    pieces: tuple[str, ...]
+    words: tuple[int, ...]
+
+    @property
+    def names(self) -> list[str]:
+        """The words."""
+        found: dict[int, str] = defaultdict(str)
+        for piece, word in zip(self.pieces, self.words, strict=True):
+            found[word] += piece
+        return [found[word] for word in sorted(found) if word >= 0]
+
+
+@dataclass(frozen=True)
+class View:
+    """One attribution of a card, as it is drawn.
+
+    Attributes:
+        target: What is explained, and `method` how.
+        kind: `class`, `span` or `token`.
+        probability: Of the target to be said.
+        place: Which of the card's tokens is explained, in the order of the text; None for other kinds.
+        parts: Which of the card's parts are shown.
+        scores: For each of them, the score of each word.
+        scale: The largest |score|, which has the strongest colour.
+        strongest: The words that speak most for the target and those that speak most against it, the strongest
+            first, each as `(part, word)`.
+        mark: The pieces of the second part that the answer or the token takes, from the first to before the last.
+        read: How many words of the second part were there when the token was written; None for other kinds.
+        probabilities: The most probable classes, candidates or tokens; `others` counts those left out.
+        notes: What the scores add up to, and whether they do; `warning` where they don't.
+    """
+
+    target: str
+    method: str
+    kind: str
+    probability: float | None
+    place: int | None
+    parts: list[int]
+    scores: list[list[float]]
+    scale: float
+    strongest: tuple[list[tuple[int, int]], list[tuple[int, int]]]
+    mark: tuple[int, int] | None
+    read: int | None
+    probabilities: list[tuple[str, float]]
+    others: int
+    notes: list[str]
+    warning: str
 
 
 @dataclass(frozen=True)
 class Card:
-    """One attribution, ready to be drawn.
+    """All that is shown of one text.
 
     Attributes:
-        number: Its place among the attributions, counted from 1.
-        attribution: What to draw.
-        verdict: `right`, `wrong`, or None where the gold label isn't known or both are numbers.
-        scale: The largest |score| of a word, which has the strongest colour.
+        number: Its place among the texts as they were given, counted from 1.
+        verdict: `right`, `wrong`, or empty where that can't be told.
+        head: What is said of it, as `(caption, value, aside)`.
+        labels: The names of its gold classes, and `predicted` those that the model gave.
+        confidence: The probability of what the model says, or None.
+        urgency: Of a wrong answer how sure the model was, of a number how far it is off, else 0.
+        length: In characters.
+        reference: What should have been written.
+        parts: Its texts.
+        views: Its attributions; the first is shown first.
+        influences: Training examples that spoke for (above 0) or against what the model says, the strongest first.
     """
 
     number: int
-    attribution: Attribution
-    verdict: str | None
-    scale: float
+    verdict: str
+    head: list[tuple[str, str, str]]
+    labels: list[str]
+    predicted: list[str]
+    confidence: float | None
+    urgency: float
+    length: int
+    reference: str | None
+    parts: list[Part]
+    views: list[View]
+    influences: list[dict[str, Any]]
 
     @property
-    def all_words(self) -> list[Word]:
-        """The words of the text and of its pair."""
-        return self.attribution.words + self.attribution.pair_words
+    def heat(self) -> list[View]:
+        """A view for each token, of the method that is shown first; empty where there are no two tokens."""
+        first: dict[int | None, View] = {}
+        for view in self.views:
+            if view.parts == self.views[0].parts and view.method == self.views[0].method:
+                first.setdefault(view.place, view)
+        rows = [view for place, view in sorted(first.items(), key=lambda item: item[0] or 0) if place is not None]
+        return rows if len(rows) > 1 else []
+
+
+@dataclass(frozen=True)
+class Push:
+    """What a word does to a target over all texts: its mean score, and how often it was read."""
+
+    word: str
+    mean: float
+    count: int
+
+
+@dataclass(frozen=True)
+class Pushes:
+    """The words that raise and lower a target most, of those read at least `least` times."""
+
+    target: str
+    texts: int
+    least: int
+    raising: list[Push]
+    lowering: list[Push]
 
     @property
-    def total(self) -> float:
-        """What all words together do to the score."""
-        return math.fsum(word.score for word in self.all_words)
-
-    def strongest(self, sign: int) -> list[Word]:
-        """The words that speak most for (1) or against (-1) the target, the strongest first."""
-        told = [word for word in self.all_words if word.score * sign > 0 and self.level(word)]
-        return sorted(told, key=lambda word: -abs(word.score))[:_STRONGEST]
-
-    def level(self, word: Word) -> int:
-        """The strength of a word's colour, from 0 (none) to 8."""
-        return round(_LEVELS * abs(word.score) / self.scale) if self.scale else 0
-
-    def classes(self) -> list[tuple[str, float]]:
-        """The most probable classes, and with them those predicted, labelled and explained."""
-        shown = self.attribution
-        told = {*names(shown.prediction), *names(shown.label), shown.target}
-        ranked = sorted(shown.probabilities.items(), key=lambda item: -item[1])
-        return [item for rank, item in enumerate(ranked) if rank < _CLASSES or item[0] in told]
+    def scale(self) -> float:
+        """The largest |mean|."""
+        return max((abs(push.mean) for push in self.raising + self.lowering), default=0.0)
 
 
 def write_report(
-    attributions: Sequence[Attribution], folder: str | Path, *, title: str, facts: Mapping[str, str]
+    attributions: Sequence[Attribution],
+    folder: str | Path,
+    *,
+    title: str,
+    facts: Mapping[str, str],
+    comparison: Mapping[str, Any] | None = None,
+    influences: Mapping[int, Sequence[Mapping[str, Any]]] | None = None,
+    png: int | None = None,
 ) -> Path:
     """Write `index.html` and, beside it, `attributions.jsonl`; return the page's path.
 
@@ -73,21 +182,44 @@ def write_report(
     an object a line, in the order given. Earlier files of these names are kept, as `index-1.html`.
 
     Args:
-        attributions: What to show.
+        attributions: What to show; those of a row share a card.
         folder: Where to write; made where it is missing.
         title: The page's headline.
         facts: What the reader should know of the run, such as the model and the data, by name.
+        comparison: How methods compare: `metrics` (names), `methods` (by method and metric, a `mean` with the
+            bounds `low` and `high`), `curves` (by method, `deletion` and `insertion` as `[share of words,
+            probability]`), `trusted` (a method or None) and `reason`.
+        influences: By row, training examples that moved what the model says: `text`, `label`, `score`, `where`.
+        png: The row that is also drawn as a picture, `row-N.png`.
 
     Raises:
+        ConfigError: There is no row of the number `png`.
         UserError: The folder can't be written.
     """
     folder = Path(folder)
-    write_jsonl(folder / "attributions.jsonl", (asdict(attribution) for attribution in attributions))
-    write_text(folder / "index.html", render(attributions, title=title, facts=facts))
+    pictured = [each for each in attributions if each.row == png]
+    if png is not None and not pictured:
+        rows = sorted({each.row for each in attributions})
+        told = f"rows {rows[0]} to {rows[-1]}" if rows else "no rows"
+        raise ConfigError(f"there is no row {png}, only {told}" if rows else f"there is no row {png}", where="png")
+    write_jsonl(folder / "attributions.jsonl", map(_object, attributions))
+    page = render(attributions, title=title, facts=facts, comparison=comparison, influences=influences)
+    write_text(folder / "index.html", page)
+    if pictured:
+        from lit_nlp.explain.picture import write_picture  # matplotlib is slow to import
+
+        write_picture(pictured, folder / f"row-{png}.png")
     return folder / "index.html"
 
 
-def render(attributions: Sequence[Attribution], *, title: str, facts: Mapping[str, str]) -> str:
+def render(
+    attributions: Sequence[Attribution],
+    *,
+    title: str,
+    facts: Mapping[str, str],
+    comparison: Mapping[str, Any] | None = None,
+    influences: Mapping[int, Sequence[Mapping[str, Any]]] | None = None,
+) -> str:
     """Return the page; whatever the texts and labels hold, it is shown and never run."""
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
@@ -96,20 +228,25 @@ def render(attributions: Sequence[Attribution], *, title: str, facts: Mapping[st
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "label": _label,
-        "signed": _signed,
-        "percent": _percent,
-        "pieces": _pieces,
-        "names": names,
-    }
-    cards = sorted((_card(i, each) for i, each in enumerate(attributions, start=1)), key=_urgency)
+    environment.filters |= {"signed": signed, "short": short, "percent": percent, "level": level, "plain": plain}
+    trusted = comparison.get("trusted") if comparison else None
+    cards = to_cards(attributions, trusted=trusted, influences=influences or {})
     style, script = (Markup((_TEMPLATES / name).read_text("utf-8")) for name in ("report.css", "report.js"))
+    compact = partial(json.dumps, ensure_ascii=False, separators=(",", ":"), default=vars)
     return environment.get_template("report.html.j2").render(
         title=title,
         facts=facts,
         cards=cards,
-        labels=sorted({name for card in cards for name in names(card.attribution.label)}),
+        page=_PAGE,
+        kinds={view.kind for card in cards for view in card.views[:1]},
+        methods={name: METHODS[name].about for each in attributions if (name := each.method) in METHODS},
+        delta=any(each.convergence_delta is not None for each in attributions),
+        converged=[each.converged for each in attributions if each.converged is not None],
+        overview=overview(cards),
+        comparison=comparison and compare(comparison),
+        labels=sorted({name for card in cards for name in card.labels}),
+        predicted=sorted({name for card in cards for name in card.predicted}),
+        island=htmlsafe_json_dumps(cards, dumps=compact),
         style=style,
         script=script,
         policy=f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
@@ -117,56 +254,314 @@ def render(attributions: Sequence[Attribution], *, title: str, facts: Mapping[st
     )
 
 
+def to_cards(
+    attributions: Iterable[Attribution],
+    *,
+    trusted: str | None = None,
+    influences: Mapping[int, Sequence[Mapping[str, Any]]] | None = None,
+) -> list[Card]:
+    """Return a card for each row, errors first.
+
+    Of its attributions, those by the trusted method come first, and of these those of what the model says.
+    """
+
+    def rank(each: Attribution) -> tuple[bool, bool]:
+        return each.method != trusted, each.kind == "class" and each.target not in names(each.prediction)
+
+    rows: dict[tuple[int, str], list[Attribution]] = defaultdict(list)
+    for each in attributions:
+        rows[each.row, each.text].append(each)
+    cards = [
+        _card(number, sorted(row, key=rank), (influences or {}).get(row[0].row, ()))
+        for number, row in enumerate(rows.values(), start=1)
+    ]
+    return sorted(cards, key=_order)
+
+
+def overview(cards: Iterable[Card]) -> list[Pushes]:
+    """Return what words, in lower case, do to each class over all texts, and words of questions to the answers.
+
+    A text counts once for a target, by the method that is shown first.
+    """
+    scores: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    texts: dict[str, int] = defaultdict(int)
+    for card in cards:
+        first = {shown.target: shown for shown in reversed(card.views)}
+        for target, shown in first.items():
+            if shown.kind == "token" or (shown.kind == "span" and shown is not card.views[0]):
+                continue
+            told = target if shown.kind == "class" else "the answer, by words of the question"
+            texts[told] += 1
+            counted = shown.parts if shown.kind == "class" else shown.parts[:1]
+            for part, credits in zip(counted, shown.scores, strict=False):
+                for word, score in zip(card.parts[part].names, credits, strict=True):
+                    scores[told][word.casefold()].append(score)
+    return [_pushes(target, texts[target], scores[target]) for target in sorted(texts, key=lambda t: (-texts[t], t))]
+
+
+def compare(comparison: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the comparison as it is drawn: a row of cells a method, and the lines of each chart."""
+    metrics, methods = comparison["metrics"], comparison["methods"]
+    floor = methods.get(_FLOOR, {})
+
+    def cell(method: str, metric: str) -> dict[str, Any] | None:
+        found = methods[method].get(metric)
+        if found is None:
+            return None
+        lowest = floor.get(metric) if method != _FLOOR else None
+        like = lowest is not None and found["low"] <= lowest["high"] and lowest["low"] <= found["high"]
+        return {**found, "like_floor": like}
+
+    order = sorted(methods, key=lambda name: (name != comparison.get("trusted"), name == _FLOOR))
+    curves = comparison.get("curves") or {}
+    charts = [_chart(name, {m: curves[m][name] for m in order if curves.get(m, {}).get(name)}) for name in _CHARTS]
+    return {
+        "metrics": metrics,
+        "rows": [(name, [cell(name, metric) for metric in metrics]) for name in order],
+        "charts": [chart for chart in charts if chart["lines"]],
+        "trusted": comparison.get("trusted"),
+        "reason": comparison.get("reason") or "",
+    }
+
+
+def level(score: float, scale: float) -> int:
+    """Return the strength of a word's colour, from 0 (none) to 8, as `report.js` does."""
+    return math.floor(_LEVELS * abs(score) / scale + 0.5) if scale else 0
+
+
 def names(label: Label | None) -> list[str]:
-    """The classes that a label names: none for a number."""
+    """Return the classes that a label names: none for a number."""
     return [label] if isinstance(label, str) else label if isinstance(label, list) else []
 
 
-def _card(number: int, attribution: Attribution) -> Card:
-    scores = [abs(word.score) for word in attribution.words + attribution.pair_words]
-    return Card(number, attribution, _verdict(attribution), max(scores, default=0.0))
-
-
-def _verdict(attribution: Attribution) -> str | None:
-    if attribution.label is None or isinstance(attribution.label, int | float):
-        return None
-    return "right" if set(names(attribution.label)) == set(names(attribution.prediction)) else "wrong"
-
-
-def _urgency(card: Card) -> tuple[int, float, int]:
-    """Errors first, and of them those that the model was surest of; of numbers, the farthest off."""
-    shown = card.attribution
-    if isinstance(shown.label, int | float) and isinstance(shown.prediction, int | float):
-        return 1, -abs(shown.label - shown.prediction), card.number
-    order = ["wrong", None, "right"].index(card.verdict)
-    return order, -(shown.probability or 0.0) if card.verdict == "wrong" else 0.0, card.number
-
-
-def _pieces(text: str, words: Iterable[Word]) -> Iterable[tuple[str, Word | None]]:
-    """Cut a text into words and what lies between them."""
-    done = 0
-    for word in words:
-        yield text[done : word.start], None
-        yield text[word.start : word.end], word
-        done = word.end
-    yield text[done:], None
-
-
-def _label(label: Label | None) -> str:
+def told(label: Label | None, *, nothing: str) -> str:
+    """Return a label in words."""
     if isinstance(label, list):
-        return ", ".join(label) or "none of the labels"
-    return label if isinstance(label, str) else f"{label:.4g}" if label is not None else "unknown"
+        return ", ".join(label) or nothing
+    return (label or nothing) if isinstance(label, str) else f"{label:.4g}" if label is not None else "unknown"
 
 
-def _signed(number: float) -> str:
+def signed(number: float) -> str:
+    """Return a score with its sign."""
     digits = f"{number:+.2f}" if abs(number) >= 0.01 or not number else f"{number:+.1g}"
     return digits.replace("-", "\N{MINUS SIGN}", 1)
 
 
-def _percent(share: float) -> str:
+def short(number: float) -> str:
+    """Return a score for a narrow cell."""
+    return "0" if abs(number) < 0.005 else signed(number)
+
+
+def percent(share: float) -> str:
+    """Return a probability, never as a certainty that it isn't."""
     if 0.9995 <= share < 1:
         return "over 99.9%"
     return "under 0.1%" if 0 < share < 0.0005 else f"{share:.1%}"
+
+
+def plain(name: str) -> str:
+    """Return a method's or a metric's name for people."""
+    return name.replace("_", " ")
+
+
+# One card
+
+
+def _card(number: int, row: Sequence[Attribution], influences: Iterable[Mapping[str, Any]]) -> Card:
+    shown = row[0]
+    confidence = _confidence(row)
+    cuts = [edge for each in row if each.span for edge in each.span]
+    drawn: dict[Part, list[int]] = {}  # with the characters at which their pieces begin
+    views = []
+    for each, place in zip(row, _places(row), strict=True):
+        parts = [_part(each.parts[0], each.text, each.words, ())]
+        if each.text_pair is not None:
+            parts.append(_part(each.parts[1], each.text_pair, each.pair_words, cuts))
+        drawn |= parts
+        views.append(_view(each, [list(drawn).index(part) for part, _ in parts], parts[-1][1], place))
+    is_class, is_token = shown.kind == "class", shown.kind == "token"
+    return Card(
+        number=number,
+        verdict=_verdict(shown),
+        head=_head(shown, confidence),
+        labels=names(shown.label) if is_class else [],
+        predicted=names(shown.prediction) if is_class else [],
+        confidence=confidence,
+        urgency=_urgency(shown, confidence),
+        length=len(shown.text) + len(shown.text_pair or ""),
+        reference=told(shown.label, nothing="nothing") if is_token and shown.label is not None else None,
+        parts=list(drawn),
+        views=views,
+        influences=sorted(map(dict, influences), key=lambda example: -abs(example["score"])),
+    )
+
+
+def _places(row: Sequence[Attribution]) -> list[int | None]:
+    """Number the tokens in the order of the text; several that are parts of one character share its span."""
+    seen: Counter[tuple[Any, ...]] = Counter()
+    keys: list[tuple[int, int, int] | None] = []
+    for each in row:
+        same = (each.span, each.target, each.method)
+        keys.append((*each.span, seen[same]) if each.kind == "token" and each.span else None)
+        seen[same] += 1
+    order = sorted({key for key in keys if key})
+    return [order.index(key) if key else None for key in keys]
+
+
+def _part(name: str, text: str, words: Sequence[Word], cuts: Iterable[int]) -> tuple[Part, list[int]]:
+    """Return the text in pieces, and the character at which each piece begins (with the text's end)."""
+    edges = sorted({0, len(text), *cuts, *(edge for word in words for edge in (word.start, word.end))})
+    edges = [edge for edge in edges if edge <= len(text)]
+    begins = [word.start for word in words]
+    owners = [bisect_right(begins, start) - 1 for start in edges[:-1]]
+    inside = (i if i >= 0 and start < words[i].end else -1 for i, start in zip(owners, edges[:-1], strict=True))
+    return Part(name[:1].upper() + name[1:], tuple(text[a:b] for a, b in pairwise(edges)), tuple(inside)), edges
+
+
+def _view(each: Attribution, parts: list[int], starts: Sequence[int], place: int | None) -> View:
+    words = [each.words] + ([each.pair_words] if each.text_pair is not None else [])
+    scores = [[_rounded(word.score) for word in part] for part in words]
+    scale = max((abs(score) for part in scores for score in part), default=0.0)
+    span = each.span if each.text_pair is not None else None
+    ranked = sorted(each.probabilities.items(), key=lambda item: -item[1])
+    needed = {*names(each.prediction), *names(each.label), each.target}
+    probable = [item for rank, item in enumerate(ranked) if rank < _CLASSES or item[0] in needed]
+    notes, warning = _notes(each)
+    return View(
+        target=each.target,
+        method=each.method,
+        kind=each.kind,
+        probability=each.probability,
+        place=place,
+        parts=parts,
+        scores=scores,
+        scale=scale,
+        strongest=(_strongest(scores, scale, 1), _strongest(scores, scale, -1)),
+        mark=(bisect_left(starts, span[0]), bisect_left(starts, span[1])) if span else None,
+        read=sum(word.start < span[0] for word in each.pair_words) if span and each.kind == "token" else None,
+        probabilities=[(name, _rounded(share)) for name, share in probable],
+        others=len(ranked) - len(probable),
+        notes=notes,
+        warning=warning,
+    )
+
+
+def _strongest(scores: Sequence[Sequence[float]], scale: float, sign: int) -> list[tuple[int, int]]:
+    told = [
+        (part, word)
+        for part, credits in enumerate(scores)
+        for word, score in enumerate(credits)
+        if score * sign > 0 and level(score, scale)
+    ]
+    return sorted(told, key=lambda at: -abs(scores[at[0]][at[1]]))[:_STRONGEST]
+
+
+def _notes(each: Attribution) -> tuple[list[str], str]:
+    total = math.fsum(word.score for word in each.words + each.pair_words)
+    special = f" Special tokens, which are no word, have {signed(each.special_score)} beside it."
+    rest = special if signed(each.special_score) not in ("+0.00", "\N{MINUS SIGN}0.00") else ""
+    if each.convergence_delta is None:
+        return [f"The scores sum to {signed(total)}; by this method they needn’t add up to anything.{rest}"], ""
+    delta = signed(each.convergence_delta)
+    change = f"Together the words change the score by {signed(total)}.{rest}"
+    if each.converged:
+        return [change, f"The scores add up (converged, delta {delta})."], ""
+    return [change], f"The scores don’t add up: read them with care (not converged, delta {delta})."
+
+
+def _verdict(each: Attribution) -> str:
+    """Whether the model is right; an answer is by the rules of SQuAD, and a text that is written can't be."""
+    if each.label is None or isinstance(each.label, int | float) or each.kind == "token":
+        return ""
+    if each.kind == "span":
+        same = bool(exact_match(str(each.prediction), [name for name in names(each.label) if name]))
+    else:
+        same = set(names(each.label)) == set(names(each.prediction))
+    return "right" if same else "wrong"
+
+
+def _urgency(each: Attribution, confidence: float | None) -> float:
+    if isinstance(each.label, int | float) and isinstance(each.prediction, int | float):
+        return abs(each.label - each.prediction)
+    return confidence or 0.0 if _verdict(each) == "wrong" else 0.0
+
+
+def _confidence(row: Sequence[Attribution]) -> float | None:
+    """The probability of what the model says; of a written text, the geometric mean over its tokens."""
+    shown = row[0]
+    if shown.kind == "token":
+        by_token = {place: each.probability for each, place in zip(row, _places(row), strict=True)}
+        logs = [math.log(probability) for probability in by_token.values() if probability]
+        return math.exp(math.fsum(logs) / len(logs)) if logs else None
+    told = shown.prediction if isinstance(shown.prediction, str) else None
+    return shown.probabilities.get(told, shown.probability) if told is not None else shown.probability
+
+
+def _head(each: Attribution, confidence: float | None) -> list[tuple[str, str, str]]:
+    sure = percent(confidence) if confidence is not None else ""
+    if each.kind == "token":
+        written = told(each.prediction, nothing="nothing")
+        short = written if len(written) <= 60 else written[:59] + "…"
+        return [("Wrote", short, f"{sure} per token" if sure else "")]
+    said, gold, nothing = (
+        ("Answered", "Right answer", "no answer")
+        if each.kind == "span"
+        else ("Predicted", "Labelled", "none of the labels")
+    )
+    head = [(said, told(each.prediction, nothing=nothing), sure)]
+    if each.label is not None:
+        several = " or ".join(dict.fromkeys(names(each.label))) if each.kind == "span" else each.label
+        return [*head, (gold, told(several, nothing=nothing), "")]
+    return [*head, ("Not labelled", "", "")]
+
+
+def _order(card: Card) -> tuple[int, float, int]:
+    """Errors first, and of them those that the model was surest of; of numbers, the farthest off."""
+    return ["wrong", "", "right"].index(card.verdict), -card.urgency, card.number
+
+
+# All cards
+
+
+def _pushes(target: str, texts: int, scores: Mapping[str, Sequence[float]]) -> Pushes:
+    least = 1 + (texts >= 10) + (texts >= 100)
+    pushes = [Push(w, math.fsum(s) / len(s), len(s)) for w, s in scores.items() if len(s) >= least]
+    pushes.sort(key=lambda push: (-push.mean, push.word))
+    raising = [push for push in pushes[:_OVERVIEW_WORDS] if push.mean > 0]
+    lowering = [push for push in pushes[::-1][:_OVERVIEW_WORDS] if push.mean < 0]
+    return Pushes(target, texts, least, raising, lowering)
+
+
+_CHARTS = {
+    "deletion": "Taking away the words that count most. The faster a line falls, the truer is its method.",
+    "insertion": "Putting back the words that count most. The faster a line rises, the truer is its method.",
+}
+
+
+def _chart(name: str, curves: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, Any]:
+    """Lines in a plane of 320 by 160 units, each with the area below it as a share of the plane."""
+    heights = [y for points in curves.values() for _, y in points]
+    low, high = min([0.0, *heights]), max([1.0, *heights])
+    lines = [
+        {
+            "method": method,
+            "points": " ".join(f"{_WIDTH * x:.1f},{_HEIGHT * (high - y) / (high - low):.1f}" for x, y in points),
+            "area": math.fsum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in pairwise(points)),
+        }
+        for method, points in curves.items()
+    ]
+    return {"name": name, "about": _CHARTS[name], "lines": lines, "low": low, "high": high}
+
+
+def _object(attribution: Attribution) -> dict[str, Any]:
+    """As `dataclasses.asdict`, which copies so deeply that it takes most of the time of a large report."""
+    words = {name: [vars(word) for word in getattr(attribution, name)] for name in ("words", "pair_words")}
+    return {**vars(attribution), **words}
+
+
+def _rounded(number: float) -> float:
+    """Four digits: what is told, at half the size."""
+    return float(f"{number:.4g}")
 
 
 def _digest(content: str) -> str:

@@ -35,33 +35,51 @@ def find_words(text: str) -> list[tuple[int, int]]:
     return spans or ([(0, len(text))] if text else [])
 
 
-def words(text: str, offsets: Sequence[tuple[int, int]], scores: Sequence[float]) -> list[Word]:
-    """Give the scores of tokens to the words in which they lie; no score is lost.
+def shares(
+    text: str, words: Sequence[tuple[int, int]], offsets: Sequence[tuple[int, int] | None]
+) -> list[dict[int, float]]:
+    """Return for each token the words in which it lies, each with its share of the token; the shares add up to 1.
 
-    A token over several words is shared among them in proportion to its characters there; one of
-    blanks only goes to the word that follows. Tokens may overlap and repeat, as windows make them:
-    their scores add up.
+    A token over several words is shared among them in proportion to its characters there; one of blanks only
+    goes to the word that follows.
 
     Args:
         text: The original text.
-        offsets: For each token, its characters in the text, with or without the blanks around it.
-            No word receives a token with an empty span, as special tokens have.
+        words: The characters of its words, as `find_words` tells them.
+        offsets: For each token, its characters in the text, with or without the blanks around it. None, or an
+            empty span, is in no word.
+    """
+    starts = [start for start, _ in words]
+    word_at = [-1] * len(text)
+    for word, (start, end) in enumerate(words):
+        word_at[start:end] = [word] * (end - start)
+    found: list[dict[int, float]] = []
+    for span in offsets:
+        if span is None or span[0] == span[1]:
+            found.append({})
+            continue
+        following = min(bisect_left(starts, span[1]), len(words) - 1)
+        touched = [word for word in word_at[span[0] : span[1]] if word >= 0] or [following]
+        found.append({word: characters / len(touched) for word, characters in Counter(touched).items()})
+    return found
+
+
+def words(text: str, offsets: Sequence[tuple[int, int]], scores: Sequence[float]) -> list[Word]:
+    """Give the scores of tokens to the words in which they lie; no score is lost.
+
+    Tokens may overlap and repeat, as windows make them: their scores add up.
+
+    Args:
+        text: The original text.
+        offsets: For each token, its characters in the text, as `shares` takes them.
         scores: For each token, its score.
 
     Returns:
         All words of the text, also those that no token covers.
     """
     spans = find_words(text)
-    starts = [start for start, _ in spans]
-    word_at = [-1] * len(text)
-    for word, (start, end) in enumerate(spans):
-        word_at[start:end] = [word] * (end - start)
     totals = [0.0] * len(spans)
-    for (start, end), score in zip(offsets, scores, strict=True):
-        if start == end:
-            continue
-        following = min(bisect_left(starts, end), len(spans) - 1)
-        touched = [word for word in word_at[start:end] if word >= 0] or [following]
-        for word, characters in Counter(touched).items():
-            totals[word] += score * (characters / len(touched))
+    for share, score in zip(shares(text, spans, offsets), scores, strict=True):
+        for word, part in share.items():
+            totals[word] += score * part
     return [Word(text[a:b], a, b, total) for (a, b), total in zip(spans, totals, strict=True)]

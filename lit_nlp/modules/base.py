@@ -18,13 +18,14 @@ from torchmetrics import MetricCollection
 from transformers import PreTrainedConfig, get_scheduler
 
 from lit_nlp.checkpoints import SECTION, check_primitives, pack_backbone, read_checkpoint
-from lit_nlp.errors import CheckpointError, ConfigError, NonFiniteError
+from lit_nlp.errors import CheckpointError, ConfigError, NonFiniteError, did_you_mean
 from lit_nlp.files import json_lines
 from lit_nlp.modules.backbones import check_vocabulary, load_model
 from lit_nlp.modules.optimization import freeze as freeze_parameters
 from lit_nlp.modules.optimization import parameter_groups, parameter_places, warmup_steps
 from lit_nlp.modules.rng import rng_state, set_rng_state
 from lit_nlp.pretrained import load_config, load_tokenizer
+from lit_nlp.targets import AttributionTarget
 from lit_nlp.tokenization import Encoded, Text, Tokens, encode, pad, resolve_max_length
 
 # What transformers' forward takes, `labels`, `row`, and texts that ride along.
@@ -131,6 +132,31 @@ class TransformerModule(LightningModule):
     def score(self, outputs: Tensor, target: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
         """Return the scalar that an attribution explains, one for each row of `outputs`."""
         raise NotImplementedError
+
+    def log_probability(self, outputs: Tensor, target: Int[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
+        """Return the log probability in nats of each row's target: the score itself, where it is one."""
+        return self.score(outputs, target)
+
+    def attribution_targets(
+        self,
+        texts: Sequence[Text],
+        *,
+        target: str | None = None,
+        contrast: str | None = None,
+        batch_size: int = 16,
+    ) -> list[AttributionTarget]:
+        """Return what is to be explained of each text: by default what the module says of it.
+
+        Args:
+            texts: Texts, or pairs of texts.
+            target: What to explain instead.
+            contrast: What it is to be told apart from.
+            batch_size: Sequences that are run at once.
+
+        Raises:
+            ConfigError: The module knows no such target, or nothing that could be explained.
+        """
+        raise ConfigError(f"{type(self).__name__} decides nothing that could be explained", where="explain")
 
     def new_metrics(self) -> MetricCollection:
         """Return what a split is measured by; what it needs is set before the base's `__init__`."""
@@ -375,6 +401,22 @@ class TransformerModule(LightningModule):
         """The token whose embedding stands for the absence of a word: padding."""
         return int(self.tokenizer.pad_token_id)
 
+    def absence_id(self, baseline: str) -> int:
+        """Return the token whose embedding stands for a word that isn't there.
+
+        Args:
+            baseline: `pad`, `mask` or `unk`.
+
+        Raises:
+            ConfigError: The tokenizer has no such token.
+        """
+        known = {"pad": self.baseline_id, "mask": self.tokenizer.mask_token_id, "unk": self.tokenizer.unk_token_id}
+        token = known.get(baseline)
+        if token is None:
+            there = ", ".join(name for name, each in known.items() if each is not None)
+            raise ConfigError(f"the baseline {baseline!r} is not one of {there}", where="baseline")
+        return token
+
     @contextmanager
     def attributing(self) -> Iterator[None]:
         """Run the plain model in eval mode, differentiable to its inputs but not to its frozen weights."""
@@ -476,6 +518,20 @@ def _is_distributed() -> bool:
 
 def _row_numbers(batch: Batch, rows: int) -> list[int]:
     return torch.unique_consecutive(batch["row"]).tolist() if "row" in batch else list(range(rows))
+
+
+def known_target(name: str, names: Iterable[str], where: str = "target") -> str:
+    """Return the name of what can be explained.
+
+    Raises:
+        ConfigError: It is none of the names.
+    """
+    known = list(names)
+    if name not in known:
+        raise ConfigError(
+            f"{where} {name!r} is not one of {', '.join(known)}", where=where, mend=did_you_mean(name, known)
+        )
+    return name
 
 
 def require(holds: bool, problem: str) -> None:

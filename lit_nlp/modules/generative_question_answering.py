@@ -1,7 +1,7 @@
 """Generative question answering: an answer written word by word, measured by its words."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -26,6 +26,8 @@ class GenerativeQuestionAnsweringModule(TextToTextModule):
         kwargs: The arguments of `TextToTextModule`.
     """
 
+    parts: ClassVar[tuple[str, str]] = ("question", "answer")
+
     def new_metrics(self) -> MetricCollection:
         """Return exact match and F1, and ROUGE-L."""
         return MetricCollection({"squad": SquadMetric(), "rouge": RougeL()}, compute_groups=False)
@@ -40,18 +42,9 @@ class GenerativeQuestionAnsweringModule(TextToTextModule):
         """The metric that tells the best checkpoint, and its direction."""
         return "val/f1", "max"
 
-    def predict_texts(self, texts: Sequence[Text], batch_size: int = 32) -> list[Generated]:
-        """Return the answers to questions, or to pairs of a question and a context, in their order.
-
-        Args:
-            texts: Questions, or tuples of a question and its context.
-            batch_size: Questions that are read at once.
-        """
-        if isinstance(texts, str):
-            return super().predict_texts(texts, batch_size)
-        return super().predict_texts(
-            [text if isinstance(text, str) else question_with_context(*text) for text in texts], batch_size
-        )
+    def source_of(self, text: Text) -> str:
+        """Return a question, or a question and its context as one text."""
+        return text if isinstance(text, str) else question_with_context(*text)
 
     def references(self, batch: Batch) -> list[Any]:
         """Return all answers that count for each row."""

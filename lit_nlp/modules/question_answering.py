@@ -4,7 +4,7 @@ import json
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, overload
+from typing import Any, ClassVar, Literal, cast, overload
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,10 +16,14 @@ from transformers import AutoModel, AutoModelForQuestionAnswering, PreTrainedCon
 from lit_nlp.errors import ConfigError
 from lit_nlp.files import json_lines
 from lit_nlp.metrics.question_answering import SquadMetric, exact_match, f1
-from lit_nlp.modules.base import Batch, EvaluationSplit, Files, TransformerModule, as_json, require
+from lit_nlp.modules.base import Batch, EvaluationSplit, Files, TransformerModule, as_json, known_target, require
+from lit_nlp.targets import AttributionTarget, Place, Reading
 from lit_nlp.tokenization import Encoded, Text, context_offsets, encode_windows, no_answer_positions
 
 _DEFAULT_MAX_LENGTH = 384
+_NO_ANSWER = "no answer"
+# Candidates that an explanation shows.
+_SHOWN = 5
 
 
 # Not frozen: Lightning copies what predict_step returns field by field.
@@ -314,14 +318,104 @@ class QuestionAnsweringModule(TransformerModule):
         return encode_windows(self.tokenizer, pairs, places, max_length=self.max_length, doc_stride=self.doc_stride)
 
     def targets(self) -> list[str]:
-        """Return the name of what can be explained: an answer, by the tokens where it starts and ends."""
-        return ["answer"]
+        """Return the names of what can be explained."""
+        return ["answer", "start", "end", "no answer"]
 
     def score(
         self, outputs: Float[Tensor, "batch tokens 2"], target: Int[Tensor, "batch 2"]
     ) -> Float[Tensor, " batch"]:
-        """Return log p(start) + log p(end) of a fixed span of tokens: that of the maximum would jump between spans."""
-        return outputs.log_softmax(1).gather(1, target.unsqueeze(1)).flatten(1).sum(1)
+        """Return log p(start) + log p(end) of a fixed span of tokens: that of the maximum would jump between spans.
+
+        Of a start or end of -1, the other's log probability alone.
+        """
+        logs = outputs.log_softmax(1).gather(1, target.clamp_min(0).unsqueeze(1)).squeeze(1)
+        return logs.where(target >= 0, 0.0).sum(1)
+
+    def attribution_targets(
+        self,
+        texts: Sequence[Text],
+        *,
+        target: str | None = None,
+        contrast: str | None = None,
+        batch_size: int = 16,
+    ) -> list[AttributionTarget]:
+        """Return what speaks for the answer to each question, in the window that gave it.
+
+        Args:
+            texts: Tuples of question and context.
+            target: `answer`: the best span; its `start` or its `end` alone; or `no answer`. None: what is answered.
+            contrast: Another of these, whose log probability is taken off: of an answer and `no answer`, what is
+                left are the odds by which the module decides.
+            batch_size: Windows that are run at once.
+
+        Raises:
+            ConfigError: There is no such target.
+        """
+        for where, name in ("target", target), ("contrast", contrast):
+            if name is not None:
+                known_target(name, self.targets(), where)
+        answers = self.predict_texts(cast(Sequence[tuple[str, str]], texts), batch_size)
+        encoded = self.encode(texts)
+        windows: list[list[int]] = [[] for _ in texts]
+        for window, row in enumerate(encoded.row):
+            windows[row].append(window)
+        return [
+            self._target_of(row, answer, encoded, windows[row], target, contrast) for row, answer in enumerate(answers)
+        ]
+
+    def _target_of(
+        self, row: int, answer: Answer, encoded: Encoded, windows: list[int], target: str | None, contrast: str | None
+    ) -> AttributionTarget:
+        best = next((each for each in answer.candidates if each.start is not None), None)
+        chosen = target or ("no answer" if answer.start is None else "answer")
+        asked = dict.fromkeys((chosen, contrast) if contrast else (chosen,)) if best else {"no answer": None}
+        window, (first, last) = self._window_of(encoded, windows, best)
+        nowhere = no_answer_positions(self.tokenizer, encoded)[window]
+        terms = {"answer": [first, last], "start": [first, -1], "end": [-1, last], "no answer": [nowhere, nowhere]}
+        said = best.text if best else ""
+        names = {"answer": said, "start": f"the start of {said}", "end": f"the end of {said}", "no answer": _NO_ANSWER}
+        stands = zip(encoded.part[window], encoded.offsets[window], strict=True)
+        return AttributionTarget(
+            row=row,
+            name=" rather than ".join(names[each] for each in asked),
+            text=answer.question,
+            text_pair=answer.context,
+            parts=("question", "context"),
+            kind="span",
+            prediction=answer.text,
+            probability=answer.score,
+            probabilities={each.text or _NO_ANSWER: each.probability for each in answer.candidates[:_SHOWN]},
+            readings=[
+                Reading(
+                    encoded.sequences[window],
+                    {"input_ids": [Place(part, *span) if part >= 0 else None for part, span in stands]},
+                    [(1.0 if each == next(iter(asked)) else -1.0, terms[each]) for each in asked],
+                )
+            ],
+            span=(best.start, best.end)
+            if best and best.start is not None and best.end and list(asked) != ["no answer"]
+            else None,
+        )
+
+    def _window_of(self, encoded: Encoded, windows: list[int], span: Candidate | None) -> tuple[int, tuple[int, int]]:
+        """Return the window that holds a span and scores it highest, and the span's first and last token there."""
+        if span is None or span.start is None or span.end is None:
+            return windows[0], (0, 0)
+        offsets = context_offsets(encoded)
+        touched = {
+            window: [i for i, (a, b) in enumerate(offsets[window]) if max(a, span.start) < min(b, span.end)]
+            for window in windows
+        }
+        most = max(map(len, touched.values()))
+        holding = {window: (tokens[0], tokens[-1]) for window, tokens in touched.items() if len(tokens) == most}
+        if len(holding) == 1:
+            return next(iter(holding.items()))
+        with self.evaluating(), torch.no_grad():
+            logits = self(**self.pad([encoded.sequences[window] for window in holding])).float()
+        sums = [
+            float(own[first, 0] + own[last, 1]) for own, (first, last) in zip(logits, holding.values(), strict=True)
+        ]
+        return list(holding.items())[sums.index(max(sums))]
 
     def _tested(self, answer: Answer, given: list[str], loss: float) -> Tested:
         exact, overlap = (rule(answer.text, given, no_answers=self.unanswerable) for rule in (exact_match, f1))

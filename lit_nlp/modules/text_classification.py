@@ -16,8 +16,9 @@ from transformers import AutoModelForSequenceClassification, PreTrainedConfig
 
 from lit_nlp.errors import ConfigError
 from lit_nlp.files import json_lines
-from lit_nlp.modules.base import Batch, EvaluationSplit, Files, TransformerModule, as_json, require
-from lit_nlp.tokenization import Encoded, Text, encode
+from lit_nlp.modules.base import Batch, EvaluationSplit, Files, TransformerModule, as_json, known_target, require
+from lit_nlp.targets import AttributionTarget, Place, Reading
+from lit_nlp.tokenization import Encoded, Text, Tokens, encode
 
 # Keeps the slope of (1 - p)^gamma finite for gamma below 1.
 _TINY = 1e-6
@@ -285,6 +286,70 @@ class TextClassificationModule(TransformerModule):
     def score(self, outputs: Float[Tensor, "batch classes"], target: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
         """Return the logit of each row's target class."""
         return outputs.gather(1, target.unsqueeze(1)).squeeze(1)
+
+    def log_probability(
+        self, outputs: Float[Tensor, "batch classes"], target: Int[Tensor, " batch"]
+    ) -> Float[Tensor, " batch"]:
+        """Return the log probability of each row's target class; of a regression the score itself."""
+        if self.problem_type == "regression":
+            return self.score(outputs, target)
+        logs = F.logsigmoid(outputs) if self.problem_type == "multi_label" else outputs.log_softmax(1)
+        return self.score(logs, target)
+
+    def attribution_targets(
+        self,
+        texts: Sequence[Text],
+        *,
+        target: str | None = None,
+        contrast: str | None = None,
+        batch_size: int = 16,
+    ) -> list[AttributionTarget]:
+        """Return a class's logit for each text, as the mean over its windows; by default that of the highest.
+
+        Args:
+            texts: Texts, or pairs of texts.
+            target: The class.
+            contrast: A class whose logit is taken off.
+            batch_size: Sequences that are run at once.
+
+        Raises:
+            ConfigError: There is no such class.
+        """
+        for where, name in ("target", target), ("contrast", contrast):
+            if name is not None:
+                known_target(name, self.labels, where)
+        encoded = self.encode(texts)
+        readings: list[list[Tokens]] = [[] for _ in texts]
+        places: list[list[list[Place | None]]] = [[] for _ in texts]
+        for row, sequence, parts, spans in zip(
+            encoded.row, encoded.sequences, encoded.part, encoded.offsets, strict=True
+        ):
+            readings[row].append(sequence)
+            places[row].append([Place(p, *s) if p >= 0 else None for p, s in zip(parts, spans, strict=True)])
+        found = []
+        for row, said in enumerate(self.predict_texts(texts, batch_size)):
+            ranked = dict(sorted(said.probabilities.items(), key=lambda item: -item[1]))
+            chosen = target or next((name for name in ranked if name != contrast), self.labels[0])
+            weights = {chosen: 1.0} | ({contrast: -1.0} if contrast not in (None, chosen) else {})
+            terms = [(weight / len(readings[row]), [self.labels.index(str(name))]) for name, weight in weights.items()]
+            found.append(
+                AttributionTarget(
+                    row=row,
+                    name=" rather than ".join(map(str, weights)),
+                    text=said.text or "",
+                    text_pair=said.text_pair,
+                    parts=("first text", "second text") if said.text_pair is not None else ("text", "text pair"),
+                    kind="class",
+                    prediction=said.label,
+                    probability=said.probability,
+                    probabilities=ranked,
+                    readings=[
+                        Reading(sequence, {"input_ids": where}, terms)
+                        for sequence, where in zip(readings[row], places[row], strict=True)
+                    ],
+                )
+            )
+        return found
 
     def _predictions_of(self, logits: Float[Tensor, "rows classes"], batch: Batch) -> list[ClassificationPrediction]:
         texts = batch.get("text", [None] * len(logits))

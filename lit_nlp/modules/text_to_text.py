@@ -1,8 +1,8 @@
 """What translation and generative question answering share: the loss on a target, and writing one."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,11 +13,17 @@ from torchmetrics import MetricCollection
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedConfig
 
 from lit_nlp.architecture import architecture
-from lit_nlp.errors import ConfigError
+from lit_nlp.errors import ConfigError, did_you_mean
 from lit_nlp.generation import PairTokenizer, default_prompt, one_line
 from lit_nlp.modules.base import Batch, EvaluationSplit, TransformerModule, positions_of, require, token_scores
 from lit_nlp.modules.losses import cross_entropy
-from lit_nlp.tokenization import IGNORED
+from lit_nlp.targets import AttributionTarget, Place, Reading
+from lit_nlp.tokenization import IGNORED, Text, Tokens, pad
+
+# The most probable tokens that are named beside one that is explained.
+_NAMED = 5
+# Tokens that a message lists.
+_LISTED = 20
 
 
 @dataclass
@@ -39,6 +45,28 @@ class Generated:
     row: int | None = None
 
 
+class _Said(NamedTuple):
+    """How probable a token was that the module wrote, and those that were the most probable in its place, by id."""
+
+    probability: float
+    most_probable: dict[int, float]
+
+
+@dataclass
+class _Written:
+    """What was written for a source: its tokens without an end, and what the module read when it wrote them.
+
+    The logits of the first of these tokens are at the place `first`.
+    """
+
+    source: str
+    ids: list[int]
+    text: str
+    places: list[Place | None]
+    reading: Reading
+    first: int
+
+
 class TextToTextModule(TransformerModule):
     """Writes a text for a text: an encoder-decoder, a decoder after a prompt, or an encoder in both halves.
 
@@ -58,6 +86,8 @@ class TextToTextModule(TransformerModule):
         kwargs: The arguments of `TransformerModule`.
     """
 
+    # What the two texts of an explanation are called.
+    parts: ClassVar[tuple[str, str]] = ("source", "translation")
     runtime_arguments: ClassVar[set[str]] = TransformerModule.runtime_arguments | {
         "max_new_tokens",
         "num_beams",
@@ -115,6 +145,12 @@ class TextToTextModule(TransformerModule):
         self._check_room(max(known.max_new_tokens, self.pairs.max_target_length))
 
     # What a task says
+
+    def source_of(self, text: Text) -> str:
+        """Return what the module reads of a text, without the template."""
+        if not isinstance(text, str):
+            raise ConfigError("expected a text, got a pair", where="texts", mend="give what is to be read as one text")
+        return text
 
     def update_metrics(self, metrics: MetricCollection, hypotheses: list[str], references: list[Any]) -> None:
         """Add what was written for some rows, and what it is measured by."""
@@ -186,33 +222,177 @@ class TextToTextModule(TransformerModule):
 
     # Writing
 
-    @torch.no_grad()
     def generate(self, batch: Batch, *, num_beams: int | None = None) -> list[str]:
         """Return what the module writes for each source of a batch, whose labels it doesn't look at."""
-        prompts = self._prompts(batch)
-        written = cast(Any, self.model).generate(**prompts, num_beams=num_beams or self.num_beams)
-        start = prompts["input_ids"].shape[1] if self.pairs.start is None else 0
-        return [self.pairs.decode(ids) for ids in written[:, start:].tolist()]
+        return [self.pairs.decode(ids) for ids in self._generated(batch, num_beams)]
 
-    def predict_texts(self, texts: Sequence[str], batch_size: int = 32) -> list[Generated]:
+    def predict_texts(self, texts: Sequence[Text], batch_size: int = 32) -> list[Generated]:
         """Return what the module writes for texts, in their order.
 
         Args:
-            texts: Sources without the template.
+            texts: Sources without the template; for questions with a context tuples of both.
             batch_size: Sources that are read at once.
         """
+        read = self._sources(texts)
+        return [
+            Generated(source, self.pairs.decode(ids))
+            for source, ids in zip(read, self._outputs(read, batch_size), strict=True)
+        ]
+
+    # Explaining
+
+    def pad(self, sequences: Sequence[Tokens]) -> dict[str, Int[Tensor, "batch _"]]:
+        """Pad sequences on the right to a batch on the module's device, those of a decoder by themselves."""
+        read, name = [dict(tokens) for tokens in sequences], "decoder_input_ids"
+        written = [{"input_ids": tokens.pop(name)} for tokens in read if name in tokens]
+        # No mask for the decoder: none of its tokens sees the padding behind it.
+        decoder = {name: pad(written, self.baseline_id)["input_ids"].to(self.device)} if written else {}
+        return super().pad(read) | decoder
+
+    def attribution_targets(
+        self,
+        texts: Sequence[Text],
+        *,
+        target: str | None = None,
+        contrast: str | None = None,
+        outputs: Sequence[str] | None = None,
+        batch_size: int = 16,
+    ) -> list[AttributionTarget]:
+        """Return one target for each token that is written for each text, in their order.
+
+        What is explained is a token's log probability given the source and what was written before it. Special
+        tokens, among them the end, are none of the targets.
+
+        Args:
+            texts: Sources, as `predict_texts` takes them.
+            target: Explain only tokens of this text.
+            contrast: Explain why a token was written rather than this one: the difference of log probabilities.
+            outputs: What is taken as written for each text, as the tokenizer reads it. None: what the module writes.
+            batch_size: Sequences that are run at once.
+
+        Raises:
+            ConfigError: No token has the text of `target`, `contrast` takes several tokens or is all that was
+                written, or there are more or fewer outputs than texts.
+        """
+        read = self._sources(texts)
+        if outputs is not None and len(outputs) != len(read):
+            raise ConfigError(f"there are {len(read)} texts but {len(outputs)} outputs", where="outputs")
+        given = None if outputs is None else self.pairs.targets(outputs).ids if outputs else []
+        with self.evaluating():
+            written = self._written(read, self._outputs(read, batch_size) if given is None else given)
+            said = self._said(written, batch_size)
+        found, names, wanted = list[AttributionTarget](), dict[str, None](), target and target.strip()
+        for row, (one, of_tokens) in enumerate(zip(written, said, strict=True)):
+            for i, (token, place) in enumerate(zip(one.ids, one.places, strict=True)):
+                if place is None:
+                    continue
+                name = self.pairs.name(token, one.text[place.start : place.end])
+                names[name] = None
+                if wanted not in (None, name):
+                    continue
+                other = None if contrast is None else self.pairs.token(contrast, like=token)
+                if token == other:
+                    continue
+                at = one.first + i
+                terms = [(1.0, [at, token])] + ([] if other is None else [(-1.0, [at, other])])
+                found.append(
+                    AttributionTarget(
+                        row=row,
+                        name=name if contrast is None else f"{name} rather than {contrast.strip()}",
+                        text=one.source,
+                        text_pair=one.text,
+                        parts=self.parts,
+                        kind="token",
+                        prediction=one.text,
+                        probability=of_tokens[i].probability,
+                        probabilities=self._by_name(of_tokens[i].most_probable, {token: name}),
+                        readings=[replace(one.reading, terms=terms)],
+                        span=(place.start, place.end),
+                    )
+                )
+        if wanted is not None and wanted not in names:
+            shown = ", ".join([*list(names)[:_LISTED], *["…"][: len(names) > _LISTED]]) or "none at all"
+            problem = f"no token that was written is {wanted!r}; they are {shown}"
+            raise ConfigError(problem, where="target", mend=did_you_mean(wanted, names))
+        if names and not found:
+            raise ConfigError(f"{contrast!r} is itself what was written", where="contrast", mend="name another token")
+        return found
+
+    def _sources(self, texts: Sequence[Text]) -> list[str]:
         if isinstance(texts, str):
             raise ConfigError("expected a list of texts, got one text", where="texts", mend="write [text]")
-        sources = self.pairs.sources(texts).ids if texts else []
-        order = sorted(range(len(sources)), key=lambda i: -len(sources[i]))
-        written = [""] * len(sources)
+        return [self.source_of(text) for text in texts]
+
+    def _outputs(self, sources: Sequence[str], batch_size: int) -> list[list[int]]:
+        """Return the tokens that the module writes for each source."""
+        read = self.pairs.sources(sources).ids if sources else []
+        written: list[list[int]] = [[] for _ in read]
         with self.evaluating():
-            for begin in range(0, len(order), batch_size):
-                some = order[begin : begin + batch_size]
-                batch = self.pad([{"input_ids": sources[i]} for i in some])
-                for i, text in zip(some, self.generate(batch), strict=True):
-                    written[i] = text
-        return [Generated(source, text) for source, text in zip(texts, written, strict=True)]
+            for some in _by_length([len(ids) for ids in read], batch_size):
+                batch = self.pad([{"input_ids": read[i]} for i in some])
+                for i, ids in zip(some, self._generated(batch), strict=True):
+                    written[i] = ids
+        return written
+
+    def _written(self, sources: Sequence[str], outputs: Sequence[list[int]]) -> list[_Written]:
+        """Return what a teacher who knows the outputs lets the module read."""
+        found = []
+        tokens, places = (self.pairs.sources(sources).ids, self.pairs.source_places(sources)) if sources else ([], [])
+        for source, read, stand, ids in zip(sources, tokens, places, outputs, strict=True):
+            text_ids = self._without_end(ids)
+            text, behind = self.pairs.written(text_ids)
+            if self.pairs.start is None:
+                inputs = {"input_ids": read + text_ids}
+                reading, first = Reading(inputs, {"input_ids": stand + behind}, []), len(read) - 1
+            else:
+                inputs = {"input_ids": read, "decoder_input_ids": [self.pairs.start, *text_ids[:-1]]}
+                shifted: list[Place | None] = [None, *behind[:-1]]
+                reading, first = Reading(inputs, {"input_ids": stand, "decoder_input_ids": shifted}, []), 0
+            found.append(_Written(source, text_ids, text, behind, reading, first))
+        return found
+
+    @torch.no_grad()
+    def _said(self, written: Sequence[_Written], batch_size: int) -> list[list[_Said]]:
+        """Return what the module says in the place of each token, given what stands before it."""
+        found: list[list[_Said]] = [[] for _ in written]
+        lengths = [sum(map(len, one.reading.inputs.values())) if one.ids else 0 for one in written]
+        for some in _by_length(lengths, batch_size):
+            logits = self(**self.pad([written[i].reading.inputs for i in some]))
+            for i, of_row in zip(some, logits, strict=True):
+                one = written[i]
+                probabilities = of_row[one.first : one.first + len(one.ids)].float().softmax(-1)
+                of_tokens = probabilities.gather(1, torch.tensor(one.ids, device=self.device).unsqueeze(1)).squeeze(1)
+                best = probabilities.topk(min(_NAMED, probabilities.shape[1]))
+                found[i] = [
+                    _Said(probability, dict(zip(tokens, highest, strict=True)))
+                    for probability, tokens, highest in zip(
+                        of_tokens.tolist(), best.indices.tolist(), best.values.tolist(), strict=True
+                    )
+                ]
+        return found
+
+    @torch.no_grad()
+    def _generated(self, batch: Batch, num_beams: int | None = None) -> list[list[int]]:
+        """Return the tokens that the module writes for each source of a batch, up to the first that ends a text."""
+        prompts, model = self._prompts(batch), cast(Any, self.model)
+        written = model.generate(**prompts, num_beams=num_beams or self.num_beams)
+        begin = prompts["input_ids"].shape[1] if self.pairs.start is None else 1
+        ends = model.generation_config.eos_token_id
+        return [
+            ids[: next((i + 1 for i, token in enumerate(ids) if token in ends), None)]
+            for ids in written[:, begin:].tolist()
+        ]
+
+    def _by_name(self, probabilities: dict[int, float], known: dict[int, str]) -> dict[str, float]:
+        """Return tokens' probabilities by their names; of two with one name, that of the more probable."""
+        found: dict[str, float] = {}
+        for token, probability in probabilities.items():
+            found.setdefault(known.get(token) or self.pairs.name(token), probability)
+        return found
+
+    def _without_end(self, ids: list[int]) -> list[int]:
+        """Return the tokens up to the last that stands for text."""
+        return ids[: 1 + max((i for i, token in enumerate(ids) if token not in self.pairs.special), default=-1)]
 
     def _check_room(self, tokens: int) -> None:
         """Make sure that what is written has positions."""
@@ -249,6 +429,13 @@ class TextToTextModule(TransformerModule):
         ids = pad_sequence(prompts, batch_first=True, padding_value=self.baseline_id, padding_side="left")
         mask = pad_sequence([torch.ones_like(p) for p in prompts], batch_first=True, padding_side="left")
         return {"input_ids": ids, "attention_mask": mask}
+
+
+def _by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Yield the numbers of sequences of like length, the longest first; what has no length is left out."""
+    order = sorted((i for i, length in enumerate(lengths) if length), key=lambda i: -lengths[i])
+    for begin in range(0, len(order), batch_size):
+        yield order[begin : begin + batch_size]
 
 
 def _rows(batch: Batch, count: int) -> list[int | None]:

@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from lit_nlp import tokenization
+from lit_nlp.targets import AttributionTarget, Place, Reading
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 VOCABULARY = [
@@ -49,21 +50,12 @@ VOCABULARY = [
     ".",
     "!",
 ]
-PAD, CLS, SEP = 0, 2, 3
+PAD, UNK, CLS, SEP = range(4)
 LABELS = ["negative", "neutral", "positive"]
-
-
-@dataclass(frozen=True)
-class FakePrediction:
-    label: str
-    probability: float
-    probabilities: dict[str, float]
 
 
 class FakeModule(nn.Module):
     """What `lit_nlp.explain` asks of a module, around any transformers classifier."""
-
-    baseline_id = PAD
 
     def __init__(self, model: nn.Module, layers: list[nn.Module], *, max_length: int = 64, stride: int | None = None):
         super().__init__()
@@ -84,19 +76,52 @@ class FakeModule(nn.Module):
     def score(self, logits: Tensor, target: Tensor) -> Tensor:
         return logits.gather(1, target[:, None])[:, 0]
 
+    def log_probability(self, logits: Tensor, target: Tensor) -> Tensor:
+        return self.score(logits.log_softmax(1), target)
+
     def embedding_layers(self) -> list[nn.Module]:
         return self.layers
 
-    def pool(self, logits: Tensor, row: Tensor) -> Tensor:
-        return torch.stack([logits[row == text].mean(0) for text in range(int(row.max()) + 1)])
+    def absence_id(self, baseline: str) -> int:
+        return {"pad": PAD, "unk": UNK}[baseline]
 
-    def predictions(self, logits: Tensor, texts: Sequence[tokenization.Text]) -> list[FakePrediction]:
-        shares = [dict(zip(LABELS, row, strict=True)) for row in logits.softmax(-1).tolist()]
-        best = [max(share, key=share.__getitem__) for share in shares]
-        return [FakePrediction(label, share[label], share) for label, share in zip(best, shares, strict=True)]
-
-    def targets(self) -> list[str]:
-        return LABELS
+    @torch.no_grad()
+    def attribution_targets(
+        self, texts: Sequence[tokenization.Text], *, target=None, contrast=None, batch_size: int = 16
+    ) -> list[AttributionTarget]:
+        encoded = self.encode(texts)
+        found = []
+        for row, text in enumerate(texts):
+            own = [window for window, of in enumerate(encoded.row) if of == row]
+            logits = torch.stack([self.model(**self.pad([encoded.sequences[i]])).logits[0] for i in own]).mean(0)
+            shares = dict(zip(LABELS, logits.softmax(0).tolist(), strict=True))
+            said = max(shares, key=shares.__getitem__)
+            terms = [(1 / len(own), [LABELS.index(target or said)])]
+            if contrast:
+                terms.append((-1 / len(own), [LABELS.index(contrast)]))
+            places = [
+                [Place(p, *s) if p >= 0 else None for p, s in zip(encoded.part[i], encoded.offsets[i], strict=True)]
+                for i in own
+            ]
+            first, second = (text, None) if isinstance(text, str) else text
+            found.append(
+                AttributionTarget(
+                    row=row,
+                    name=target or said,
+                    text=first,
+                    text_pair=second,
+                    parts=("text", "text pair"),
+                    kind="class",
+                    prediction=said,
+                    probability=shares[said],
+                    probabilities=shares,
+                    readings=[
+                        Reading(encoded.sequences[i], {"input_ids": where}, terms)
+                        for i, where in zip(own, places, strict=True)
+                    ],
+                )
+            )
+        return found
 
     @contextmanager
     def attributing(self) -> Iterator[None]:
@@ -109,6 +134,20 @@ class FakeModule(nn.Module):
             self.train(training)
             for name, parameter in self.named_parameters():
                 parameter.requires_grad_(frozen[name])
+
+
+class Interactions(nn.Module):
+    """Products of neighbours: no word's share is plain, and all of them can be enumerated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(len(VOCABULARY), 8)
+        self.head = nn.Linear(8, len(LABELS))
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> "BagOfEmbeddings.Output":
+        embedded = self.embedding(input_ids) * attention_mask[..., None]
+        pairs = (embedded[:, 1:] * embedded[:, :-1]).sum(1)
+        return BagOfEmbeddings.Output(self.head((pairs + embedded.sum(1)).tanh()))
 
 
 class BagOfEmbeddings(nn.Module):
@@ -159,6 +198,12 @@ _ENCODER = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
 def bag(**options) -> FakeModule:
     torch.manual_seed(0)
     model = BagOfEmbeddings()
+    return FakeModule(model, [model.embedding], **options)
+
+
+def interactions(**options) -> FakeModule:
+    torch.manual_seed(0)
+    model = Interactions()
     return FakeModule(model, [model.embedding], **options)
 
 

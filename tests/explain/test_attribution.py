@@ -1,12 +1,16 @@
+import itertools
 import json
+import math
 from dataclasses import asdict
 
 import pytest
 import torch
+from captum.attr import LayerIntegratedGradients
 
 from lit_nlp.errors import ConfigError, UserError
-from lit_nlp.explain import METHODS, Attribution, attribute
+from lit_nlp.explain.attribution import Attribution, attribute, games
 from lit_nlp.explain.batch import Batch
+from lit_nlp.explain.methods import METHODS, Method, Settings
 from tests.explain import fakes
 
 TEXTS = [
@@ -84,23 +88,183 @@ def test_a_text_is_explained_the_same_alone_and_in_any_batch(make):
         assert (found.text, found.prediction, found.converged) == (text, alone.prediction, alone.converged)
 
 
-def batch_of(module: fakes.FakeModule, texts: list[str]) -> Batch:
-    inputs = module.pad(module.encode(texts).sequences)
-    kept = torch.isin(inputs["input_ids"], torch.tensor([fakes.CLS, fakes.SEP]))
-    baseline = torch.where(kept, inputs["input_ids"], fakes.PAD)
-    return Batch(module, inputs, baseline, torch.zeros(len(texts), dtype=torch.long), rows=8)
-
-
 @pytest.mark.parametrize("make", MODELS)
 def test_padding_and_special_tokens_never_receive_attribution(make):
-    module = make()
+    found = attribute(make(), TEXTS, max_steps=4)
+    assert [each.special_score for each in found] == [0.0] * len(TEXTS)
+    assert all(all(scores(each)) for each in found)
+
+
+def test_credit_of_special_tokens_is_told_where_a_method_gives_some():
+    module = fakes.bert()
+    (found,) = attribute(module, TEXTS[:1], method="input_x_gradient")
+    assert found.special_score != 0
     with module.attributing():
-        batch = batch_of(module, TEXTS)
-        credit = METHODS["integrated_gradients"](batch, 4)
-    special = torch.isin(batch.input_ids, torch.tensor([fakes.PAD, fakes.CLS, fakes.SEP]))
-    assert special.any()
-    assert not credit[special].any()
-    assert credit[~special].all()
+        (target,) = module.attribution_targets(TEXTS[:1])
+        embedded = module.layers[0](torch.tensor([target.readings[0].inputs["input_ids"]])).detach().requires_grad_()
+        logits = module.model(inputs_embeds=embedded).logits
+        (gradient,) = torch.autograd.grad(logits[0, fakes.LABELS.index(target.name)], embedded)
+    expected = (gradient * embedded).sum(2)[0]
+    assert scores(found) == pytest.approx(expected[1:-1].tolist(), abs=1e-5)
+    assert found.special_score == pytest.approx((expected[0] + expected[-1]).item(), abs=1e-5)
+
+
+# Every method, against what is known
+
+
+EXACT_ON_SUMS = [
+    "integrated_gradients",
+    "deep_lift",
+    "gradient_shap",
+    "feature_ablation",
+    "shapley_value_sampling",
+    "kernel_shap",
+    "lime",
+]
+
+
+@pytest.mark.parametrize("method", EXACT_ON_SUMS)
+def test_on_a_sum_of_embeddings_every_sound_method_gives_the_same(method: str):
+    module = fakes.bag()
+    for found in attribute(module, [*TEXTS[:3], TEXTS[4]], method=method, target="positive", samples=200):
+        weight, table = module.model.head.weight[2], module.model.embedding.weight
+        ids = module.tokenizer.convert_tokens_to_ids([word.text for word in found.words])
+        expected = [((table[i] - table[fakes.PAD]) @ weight).item() for i in ids]
+        assert scores(found) == pytest.approx(expected, abs=1e-4)
+
+
+def test_occlusion_is_the_mean_of_the_windows_over_a_word():
+    module = fakes.bag()
+    (found,) = attribute(module, ["good bad dull"], method="occlusion", target="positive")
+    (alone,) = attribute(module, ["good bad dull"], method="feature_ablation", target="positive")
+    one, two, three = scores(alone)
+    # Captum shares a window's loss among its words, and takes the mean over the windows of each.
+    assert scores(found) == pytest.approx([one + two, (one + 2 * two + three) / 2, two + three], abs=1e-5)
+
+
+def exact_shapley(module: fakes.FakeModule, text: str, target: str) -> list[float]:
+    """Each word's mean contribution over all coalitions, enumerated, with the embeddings looked up by hand."""
+    (sequence,) = module.encode([text]).sequences
+    ids, size = torch.tensor([sequence["input_ids"]]), len(sequence["input_ids"]) - 2
+
+    @torch.no_grad()
+    def value(coalition: tuple[int, ...]) -> float:
+        kept = [0, *(i + 1 for i in coalition), size + 1]
+        absent = torch.ones_like(ids).bool().index_fill(1, torch.tensor(kept), False)
+        tokens = ids.masked_fill(absent, fakes.PAD)
+        logits = module.model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits
+        return logits[0, fakes.LABELS.index(target)].item()
+
+    others = [[other for other in range(size) if other != word] for word in range(size)]
+    return [
+        sum(
+            math.factorial(len(some)) * math.factorial(size - len(some) - 1) / math.factorial(size)
+            * (value((*some, word)) - value(some))
+            for count in range(size)
+            for some in itertools.combinations(others[word], count)
+        )
+        for word in range(size)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "samples"), [("shapley_value_sampling", 1500), ("kernel_shap", 3000)])
+@pytest.mark.parametrize("make", [fakes.interactions, fakes.bert])
+def test_shapley_values_are_those_of_the_enumerated_game(make, method: str, samples: int):
+    module, text = make().eval(), "never a very good plot"
+    (found,) = attribute(module, [text], method=method, target="positive", samples=samples, batch_size=64)
+    expected = exact_shapley(module, text, "positive")
+    assert scores(found) == pytest.approx(expected, abs=0.1 * max(map(abs, expected)))
+    assert found.converged
+
+
+@pytest.mark.parametrize(
+    ("method", "off"), [("integrated_gradients", 1e-6), ("shapley_value_sampling", 1e-6), ("kernel_shap", 0.03)]
+)
+def test_a_word_that_changes_nothing_has_nothing(method: str, off: float):
+    module = fakes.interactions()
+    table = module.model.embedding.weight.data
+    table[fakes.VOCABULARY.index("a")] = table[fakes.PAD]
+    (found,) = attribute(module, ["never a good plot"], method=method, samples=400)
+    assert found.words[1].score == pytest.approx(0, abs=off)
+
+
+@pytest.mark.parametrize("method", ["integrated_gradients", "feature_ablation", "kernel_shap"])
+def test_words_with_the_same_part_in_the_score_have_the_same(method: str):
+    module = fakes.bag()
+    (found,) = attribute(module, ["good film good"], method=method, samples=400)
+    assert found.words[0].score == pytest.approx(found.words[2].score, abs=1e-5)
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "layer_integrated_gradients"])
+def test_every_method_is_the_same_alone_and_in_any_batch_and_by_its_seed(method: str):
+    module, texts = fakes.bert(), [TEXTS[0], TEXTS[4], "good"]
+    torch.manual_seed(3)
+    together = attribute(module, texts, method=method, samples=32, max_steps=32, seed=7)
+    drawn = torch.rand(())
+    torch.manual_seed(3)
+    assert drawn == torch.rand(()), "and others' random numbers are left alone"
+    for text, found in zip(texts, together, strict=True):
+        (alone,) = attribute(module, [text], method=method, samples=32, max_steps=32, seed=7)
+        assert scores(alone) == pytest.approx(scores(found), abs=1e-4)
+    other = attribute(module, texts, method=method, samples=32, max_steps=32, seed=8)
+    draws = {"gradient_shap", "shapley_value_sampling", "kernel_shap", "lime", "random"}
+    assert (scores(other[0]) != scores(together[0])) == (method in draws)
+
+
+def test_sampling_gives_stable_results_without_being_told_how_often():
+    module = fakes.bert()
+    for method in "shapley_value_sampling", "kernel_shap", "lime":
+        (one,), (other,) = (attribute(module, TEXTS[:1], method=method, seed=seed) for seed in (0, 1))
+        assert torch.corrcoef(torch.tensor([scores(one), scores(other)]))[0, 1] > 0.9
+
+
+def test_a_layer_credits_words_with_what_it_makes_of_them():
+    module, layer = fakes.bert(), "model.bert.encoder.layer.0"
+    (found,) = attribute(module, TEXTS[:1], method="layer_integrated_gradients", layer=layer, target="positive")
+    (sequence,) = module.encode(TEXTS[:1]).sequences
+    module.eval()
+    method = LayerIntegratedGradients(
+        lambda ids: module.model(input_ids=ids).logits[:, 2], module.model.bert.encoder.layer[0]
+    )
+    ids = torch.tensor([sequence["input_ids"]])
+    blank = ids.masked_fill(~torch.isin(ids, torch.tensor([fakes.CLS, fakes.SEP])), fakes.PAD)
+    expected = method.attribute(ids, baselines=blank, n_steps=200, method="gausslegendre").sum(2)[0].tolist()
+    assert scores(found) == pytest.approx(expected[1:-1], abs=2e-3)
+    assert found.special_score == pytest.approx(expected[0] + expected[-1], abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (None, "layer: layer_integrated_gradients needs a layer; name one, such as "),
+        ("model.bert.encoder.layer.9", "layer: the model has no layer 'model.bert.encoder.layer.9'; did you mean"),
+    ],
+)
+def test_a_layer_must_be_one_of_the_models(layer, message):
+    with pytest.raises(ConfigError) as raised:
+        attribute(fakes.bert(), TEXTS[:1], method="layer_integrated_gradients", layer=layer)
+    assert str(raised.value).startswith(message)
+
+
+@pytest.mark.parametrize("method", ["integrated_gradients", "feature_ablation", "saliency"])
+def test_a_contrast_is_the_difference_of_two_classes(method: str):
+    module = fakes.bag()
+    (found,) = attribute(module, TEXTS[:1], method=method, target="positive", contrast="negative")
+    one, other = (attribute(module, TEXTS[:1], method=method, target=name)[0] for name in ("positive", "negative"))
+    if method == "saliency":
+        weight = module.model.head.weight
+        expected = [(weight[2] - weight[0]).abs().sum().item()] * len(found.words)
+    else:
+        expected = [a - b for a, b in zip(scores(one), scores(other), strict=True)]
+    assert scores(found) == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_baseline_is_the_token_that_was_asked_for():
+    module = fakes.bag()
+    (found,) = attribute(module, ["good"], target="positive", baseline="unk")
+    table, weight = module.model.embedding.weight, module.model.head.weight[2]
+    expected = (table[fakes.VOCABULARY.index("good")] - table[fakes.UNK]) @ weight
+    assert scores(found) == pytest.approx([expected.item()], abs=1e-6)
 
 
 def test_both_texts_of_a_pair_receive_attribution():
@@ -119,17 +283,46 @@ def test_a_text_without_words_has_nothing_to_explain():
 
 def test_steps_double_for_the_texts_that_have_not_converged(monkeypatch):
     asked: list[tuple[int, int]] = []
+    exact = METHODS["feature_ablation"].credit  # on a linear model
 
-    def good_for_short_texts(batch: Batch, steps: int) -> torch.Tensor:
-        asked.append((steps, len(batch.input_ids)))
-        exact = METHODS["integrated_gradients"](batch, 1)  # of a linear model
-        return exact if batch.input_ids.shape[1] < 6 else 2 * exact
+    def good_for_short_texts(batch: Batch, settings: Settings) -> torch.Tensor:
+        asked.append((settings.steps, len(batch)))
+        credit = exact(batch, settings)
+        return credit if batch.words < 4 else 2 * credit
 
-    monkeypatch.setitem(METHODS, "test", good_for_short_texts)
+    monkeypatch.setitem(METHODS, "test", Method(good_for_short_texts, True, "", by_steps=True))
     found = attribute(fakes.bag(), ["good", TEXTS[0], "bad"], method="test", max_steps=40, batch_size=1)
     assert asked == [(16, 1)] * 3 + [(32, 1), (40, 1)]
     assert [each.converged for each in found] == [True, False, True]
-    assert found[1].convergence_delta == pytest.approx(sum(scores(found[1])) / 2)
+    assert found[1].convergence_delta == pytest.approx(sum(scores(found[1])) / 2, rel=1e-5)
+
+
+def test_a_game_is_the_score_of_what_is_kept():
+    module = fakes.bag()
+    weight, table = module.model.head.weight, module.model.embedding.weight
+    with module.attributing():
+        (game,) = games(module, module.attribution_targets(["good bad"], target="positive"))
+        keep = torch.tensor([[1.0, 1.0], [0.0, 0.0], [0.5, 0.0]])
+        found, logs = game.score(keep), game.log_probability(keep)
+    ids = torch.tensor([fakes.CLS, fakes.VOCABULARY.index("good"), fakes.VOCABULARY.index("bad"), fakes.SEP])
+    for (first, second), score, log in zip(keep.tolist(), found.tolist(), logs.tolist(), strict=True):
+        shares = torch.tensor([1.0, first, second, 1.0])[:, None]
+        embedded = shares * table[ids] + (1 - shares) * table[fakes.PAD]
+        logits = weight @ embedded.sum(0) + module.model.head.bias
+        assert score == pytest.approx(logits[2].item(), abs=1e-5)
+        assert log == pytest.approx(logits.log_softmax(0)[2].item(), abs=1e-5)
+
+
+def test_softly_kept_words_lose_elements_of_their_embeddings_by_chance():
+    module = fakes.bag()
+    with module.attributing():
+        (game,) = games(module, module.attribution_targets(["good bad"], target="positive"))
+        generator = torch.Generator().manual_seed(0)
+        full, empty = game.log_probability(torch.tensor([[1.0, 1.0], [0.0, 0.0]]))
+        retain = torch.tensor([[1.0, 1.0], [0.0, 0.0], [0.5, 0.5], [0.5, 0.5]])
+        kept, blank, one, other = game.soft_log_probability(retain, generator)
+    assert (kept, blank) == (full, empty)
+    assert one != other
 
 
 def test_no_more_sequences_run_at_once_than_the_batch_size():
@@ -150,12 +343,8 @@ def test_the_result_names_prediction_target_and_label():
     ("arguments", "message"),
     [
         (
-            {"target": "postive"},
-            "target: target 'postive' is not one of negative, neutral, positive; did you mean",
-        ),
-        (
             {"method": "integrated_gradient"},
-            "is not one of integrated_gradients; did you mean 'integrated_grad",
+            "; did you mean 'integrated_gradients'?",
         ),
         ({"labels": ["positive"]}, "labels: there are 5 texts but 1 labels"),
         ({"batch_size": 0}, "batch_size: expected a number above 0, got 0"),

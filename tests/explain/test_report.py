@@ -1,21 +1,28 @@
 import json
 import os
 import re
+import select
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lit_nlp.errors import UserError
 from lit_nlp.explain import Attribution, Word, write_report
+from lit_nlp.explain.report import compare, overview, to_cards
 from lit_nlp.explain.words import find_words
 
 BREAK = "document.title='broken'"
-EVIL = f'<img src=x onerror="{BREAK}"><script>{BREAK}</script>\'"&</script>' + "{{ 7*7 }}"
-VOID = {"meta", "img", "input", "link", "br", "rect"}
+EVIL = (
+    f'<img src=x onerror="{BREAK}"><script>{BREAK}</script>\'"&</script></noscript>]]><!--' + "{{ 7*7 }}\u2028\u202eabc"
+)
+VOID = {"meta", "img", "input", "link", "br", "rect", "path", "polyline"}
 
 
 def attribution(
@@ -42,14 +49,67 @@ def attribution(
     )
 
 
+def answer(**changes) -> Attribution:
+    question, context = "Who wrote it?", "It was written by Ann Lee in 1900."
+    pair = [Word(context[a:b], a, b, float(a)) for a, b in find_words(context)]
+    return replace(
+        attribution(question, label=["ann lee", "Lee"], prediction="Ann Lee", probabilities={"Ann Lee": 0.9, "": 0.1}),
+        text_pair=context,
+        pair_words=pair,
+        kind="span",
+        parts=("question", "context"),
+        span=(18, 25),
+        **changes,
+    )
+
+
+def translation(**changes) -> list[Attribution]:
+    """`the cat` as `Kätz|chen`, whose second token is read with `Kätzchen` half written, and an end of text."""
+    written = "Das Kätzchen"
+    scores = {(0, 3): [2.0, 0.5, 0.0, 0.0], (4, 8): [0.5, 1.0, -0.25, 0.0], (8, 12): [0.0, 4.0, 1.0, -2.0]}
+    return [
+        replace(
+            attribution("the cat", label="Die Katze", prediction=written, target=written[a:b], probability=0.5),
+            words=[Word("the", 0, 3, found[0]), Word("cat", 4, 7, found[1])],
+            text_pair=written,
+            pair_words=[Word("Das", 0, 3, found[2]), Word("Kätzchen", 4, 12, found[3])],
+            probabilities={written[a:b]: 0.5, "x": 0.25},
+            kind="token",
+            parts=("source", "translation"),
+            span=(a, b),
+            **changes,
+        )
+        for (a, b), found in scores.items()
+    ]
+
+
+COMPARISON: dict[str, Any] = {
+    "metrics": ["comprehensiveness"],
+    "methods": {
+        "occlusion": {"comprehensiveness": {"mean": 0.5, "low": 0.4, "high": 0.6}},
+        "attention": {"comprehensiveness": {"mean": 0.2, "low": 0.1, "high": 0.3}},
+        "random": {"comprehensiveness": {"mean": 0.1, "low": 0.05, "high": 0.15}},
+    },
+    "curves": {"occlusion": {"deletion": [[0.0, 1.0], [0.5, 0.0], [1.0, 0.0]], "insertion": [[0.0, 0.0], [1.0, 1.0]]}},
+    "trusted": "occlusion",
+    "reason": "it is far from random",
+}
+
+
+def numbered(attributions: list[Attribution]) -> list[Attribution]:
+    return [replace(each, row=row) for row, each in enumerate(attributions)]
+
+
 class Page(HTMLParser):
-    """The elements of a page, and the visible text of its cards."""
+    """The elements of a page, the visible text of its cards, and the marked pieces in them."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.open: list[str] = []
         self.cards: list[str] = []
+        self.text = ""
+        self.island = ""
         self.feed(html)
         assert self.open == []
 
@@ -64,14 +124,22 @@ class Page(HTMLParser):
         self.tags.append((tag, dict(attributes)))
 
     def handle_endtag(self, tag):
-        assert self.open.pop() == tag
+        if tag not in VOID:
+            assert self.open.pop() == tag
 
     def handle_data(self, data):
         if "article" in self.open:
             self.cards[-1] += data
+        if self.open[-1:] == ["script"] and self.all("script")[-1].get("type") == "application/json":
+            self.island += data
+        if not {"script", "style"} & set(self.open):
+            self.text += data
 
     def all(self, name: str) -> list[dict[str, str | None]]:
         return [attributes for tag, attributes in self.tags if tag == name]
+
+    def classes(self, name: str) -> list[str]:
+        return [attributes.get("class") or "" for attributes in self.all(name)]
 
 
 def page(folder: Path, attributions: list[Attribution], **changes) -> Page:
@@ -92,23 +160,23 @@ def test_the_file_beside_the_page_holds_every_attribution_in_order(tmp_path):
     assert rows[1]["label"] is None
     assert rows[1]["prediction"] == "negative"
     assert rows[0]["words"][1] == {"text": "film", "start": 5, "end": 9, "score": -2.0}
-    assert {"probability", "target", "method", "convergence_delta", "converged"} <= rows[0].keys()
+    assert {"probability", "target", "method", "convergence_delta", "converged", "row"} <= rows[0].keys()
 
 
 def test_mistakes_come_first_and_the_surest_of_them_on_top(tmp_path):
-    given = [
+    given = numbered([
         attribution("right one"),
         attribution("unsure mistake", label="negative", probability=0.6),
         attribution("unknown one", label=None),
         attribution("sure mistake", label="negative", probability=0.99),
-    ]
+    ])  # fmt: skip
     found = page(tmp_path, given)
     order = [next(text.text for text in given if text.text in card) for card in found.cards]
     assert order == ["sure mistake", "unsure mistake", "unknown one", "right one"]
-    assert [each["data-verdict"] for each in found.all("article")] == ["wrong", "wrong", "", "right"]
     assert "✗ Wrong" in found.cards[0]
     assert "✓ Right" in found.cards[3]
     assert "Not labelled" in found.cards[2]
+    assert "right on 1 of 3 labelled texts and wrong on 2" in squeezed(found.text)
 
 
 def test_each_word_is_told_by_colour_and_by_number(tmp_path):
@@ -122,24 +190,29 @@ def test_each_word_is_told_by_colour_and_by_number(tmp_path):
     card = squeezed(found.cards[0])
     assert "good, bad" in card
     assert "Speaks for positive good+2.00 Speaks against positive bad−1.00" in card
-    assert "change the score of positive by +1.01" in card
+    assert "change the score by +1.01" in card
     assert "converged, delta +0.001" in card
 
 
-def test_scores_that_do_not_add_up_are_told(tmp_path):
-    found = page(tmp_path, [attribution("good", converged=False, convergence_delta=-0.3)])
-    assert "don’t add up: read them with care (not converged, delta −0.30)" in squeezed(found.cards[0])
+def test_scores_that_do_not_add_up_or_need_not_are_told(tmp_path):
+    broken = attribution("good", converged=False, convergence_delta=-0.3)
+    free = attribution("film", converged=None, convergence_delta=None, special_score=0.25, row=1)
+    first, second = page(tmp_path, [broken, free]).cards
+    assert "don’t add up: read them with care (not converged, delta −0.30)" in squeezed(first)
+    assert "needn’t add up to anything. Special tokens, which are no word, have +0.25 beside it." in squeezed(second)
 
 
 def test_several_labels_and_numbers_are_shown(tmp_path):
     several = attribution("a", label=["toxic", "insult"], prediction=["insult", "toxic"], probability=None)
     none = attribution("b", label=["toxic"], prediction=[])
     number = attribution("c", label=4.5, prediction=2.25, probability=None, probabilities={}, target="stars")
-    found = page(tmp_path, [several, none, number])
-    b, c, a = map(squeezed, found.cards)
+    near = replace(number, text="d", label=2.0)
+    b, c, d, a = map(squeezed, page(tmp_path, numbered([several, none, near, number])).cards)
     assert "Wrong Predicted none of the labels" in b
-    assert "Right Predicted insult, toxic Labelled toxic, insult" in a
+    assert "Right Predicted insult, toxic" in a
+    assert "Labelled toxic, insult" in a
     assert "Predicted 2.25 Labelled 4.5" in c
+    assert "Predicted 2.25 Labelled 2 " in d
     assert "Raises stars" in c
     assert "Probability" not in c
 
@@ -156,32 +229,164 @@ def test_of_many_classes_the_probable_and_the_gold_one_are_shown(tmp_path):
 
 def test_both_texts_of_a_pair_and_a_text_without_words_are_shown(tmp_path):
     pair = attribution("a man", text_pair="sleeps well", pair_words=[Word("sleeps", 0, 6, 9.0)])
-    found = page(tmp_path, [pair, attribution("")])
+    found = page(tmp_path, numbered([pair, attribution("")]))
     assert "sleeps well" in found.cards[0]
+    assert "Text pair" in found.cards[0]
     assert "no words" in found.cards[1]
+
+
+def test_attributions_of_a_row_share_a_card_that_starts_with_what_the_model_says():
+    given = [
+        attribution("good", target=target, method=method)
+        for method in ("occlusion", "integrated_gradients")
+        for target in ("negative", "positive")
+    ]
+    (card,) = to_cards([*given])
+    assert [(view.method, view.target) for view in card.views][:2] == [
+        ("occlusion", "positive"),
+        ("integrated_gradients", "positive"),
+    ]
+    (card,) = to_cards(given, trusted="integrated_gradients")
+    assert (card.views[0].method, card.views[0].target) == ("integrated_gradients", "positive")
+    assert len(card.parts) == 1
+
+
+def test_pieces_put_together_are_the_text_and_words_are_cut_at_tokens():
+    (card,) = to_cards(translation())
+    source, written = card.parts
+    assert "".join(source.pieces) == "the cat"
+    assert written.pieces == ("Das", " ", "Kätz", "chen")
+    assert written.words == (0, -1, 1, 1)
+    assert written.names == ["Das", "Kätzchen"]
+    assert [view.mark for view in card.views] == [(0, 1), (2, 3), (3, 4)]
+
+
+def test_tokens_that_are_parts_of_one_character_stay_apart():
+    byte = replace(translation()[0], text_pair="日本", pair_words=[Word("日本", 0, 2, 0.0)], span=(0, 1), target="日")
+    given = [
+        byte,
+        byte,
+        replace(byte, span=(1, 2)),
+        replace(byte, method="occlusion"),
+        replace(byte, target="日 rather than x"),
+    ]
+    (card,) = to_cards(given)
+    assert [view.place for view in card.views] == [0, 1, 2, 0, 0]
+    assert len(card.heat) == 3
+
+
+def test_an_answer_is_outlined_and_judged_as_squad_does(tmp_path):
+    right = answer()
+    wrong = replace(answer(), row=1, prediction="1900", target="1900", span=(29, 33), label=[])
+    html = write_report([right, wrong], tmp_path, title="t", facts={}).read_text("utf-8")
+    first, second = Page(html).cards
+    assert "✗ Wrong Answered 1900" in squeezed(first)
+    assert "Right answer no answer" in squeezed(first)
+    assert "✓ Right Answered Ann Lee" in squeezed(second)
+    assert "Question" in second
+    assert "Context" in second
+    assert "no answer10.0%" in squeezed(second)
+    marks = [re.sub("<[^>]*>", "", mark) for mark in re.findall('<mark class="span">(.*?)</mark>', html)]
+    assert marks == ["outlined", "1900", "Ann Lee"]
+
+
+def test_the_heat_map_holds_each_token_by_the_words_read_before_it(tmp_path):
+    html = write_report(translation(), tmp_path, title="t", facts={}).read_text("utf-8")
+    (table,) = re.findall('<table class="heat">(.*?)</table>', html, re.DOTALL)
+    cells = [re.findall("<t[dh].*?>(.*?)</t[dh]>", row) for row in re.findall("<tr>(.*?)</tr>", table, re.DOTALL)]
+    assert [[re.sub("<.*?>", "", cell) for cell in row] for row in cells] == [
+        ["", "the", "cat", "Das", "Kätzchen"],
+        ["Das", "+2.00", "+0.50", "", ""],
+        ["Kätz", "+0.50", "+1.00", "−0.25", ""],
+        ["chen", "0", "+4.00", "+1.00", "−2.00"],
+    ]
+    assert re.findall("level-.", table) == [f"level-{level}" for level in [8, 2, 4, 8, 2, 0, 8, 2, 4]]
+    assert "Reference" in html
+    assert "Die Katze" in html
+
+
+def test_the_overview_holds_the_mean_and_count_of_words_whatever_their_case():
+    def text(row: int, *words: tuple[str, float], **changes) -> Attribution:
+        whole = " ".join(word for word, _ in words)
+        spans = zip(find_words(whole), words, strict=True)
+        return attribution(
+            whole, words=[Word(word, a, b, score) for (a, b), (word, score) in spans], row=row, **changes
+        )
+
+    given = [text(0, ("Good", 2.0), ("plot", -1.0)), text(1, ("good", 4.0)), text(2, ("bad", 3.0), target="negative")]
+    # By another method the same target of the same text doesn't count again.
+    positive, negative = overview(to_cards([*given, text(1, ("good", 99.0), method="occlusion")]))
+    assert (positive.target, positive.texts, positive.least) == ("positive", 2, 1)
+    assert [(push.word, push.mean, push.count) for push in positive.raising] == [("good", 3.0, 2)]
+    assert [(push.word, push.mean, push.count) for push in positive.lowering] == [("plot", -1.0, 1)]
+    assert [push.word for push in negative.raising] == ["bad"]
+    (often,) = overview(to_cards([text(row, ("good", 1.0), (f"w{row}", 9.0)) for row in range(10)]))
+    assert [push.word for push in often.raising] == ["good"]
+
+
+def test_the_comparison_tells_what_is_like_random_and_the_area_below_each_curve(tmp_path):
+    like = {**COMPARISON["methods"], "attention": {"comprehensiveness": {"mean": 0.2, "low": 0.15, "high": 0.3}}}
+    found = compare({**COMPARISON, "methods": like})
+    assert [name for name, _ in found["rows"]] == ["occlusion", "attention", "random"]
+    assert [cells[0]["like_floor"] for _, cells in found["rows"]] == [False, True, False]
+    assert [(chart["name"], chart["lines"][0]["area"]) for chart in found["charts"]] == [
+        ("deletion", 0.25),
+        ("insertion", 0.5),
+    ]
+    assert found["charts"][0]["lines"][0]["points"] == "0.0,0.0 160.0,160.0 320.0,160.0"
+    shown = page(tmp_path, [attribution("good")], comparison=COMPARISON)
+    assert "occlusion: it is far from random" in squeezed(shown.text)
+    assert "0.500 0.400 to 0.600" in squeezed(shown.text)
+    assert len(shown.all("polyline")) == 2
+
+
+def test_the_island_holds_every_card_with_its_training_examples(tmp_path):
+    example = {"text": "fine", "label": "positive", "score": 0.5, "where": "train.csv, line 2"}
+    lesser = {**example, "score": -0.1}
+    found = page(tmp_path, numbered([attribution(f"text {i}") for i in range(30)]), influences={3: [lesser, example]})
+    cards = json.loads(found.island)
+    assert len(found.cards) == 20
+    assert [card["number"] for card in cards] == list(range(1, 31))
+    assert cards[3]["influences"] == [example, lesser]
+    assert cards[0]["influences"] == []
 
 
 def test_markup_in_texts_labels_and_facts_is_inert(tmp_path):
     given = attribution(EVIL, label=EVIL, prediction=EVIL, text_pair=EVIL, target=EVIL, method=EVIL)
-    found = page(tmp_path, [given, replace(given, label=[EVIL])], title=EVIL, facts={EVIL: EVIL})
+    token = replace(given, row=2, kind="token", span=(0, 3), parts=(EVIL, EVIL))
+    evil = {"comparison": {**COMPARISON, "reason": EVIL, "metrics": [EVIL], "trusted": EVIL}}
+    influences = {0: [{"text": EVIL, "label": EVIL, "score": 1.0, "where": EVIL}]}
+    tokens = [token, replace(token, span=(3, 5))]
+    rows = [given, replace(given, label=[EVIL], row=1), *tokens]
+    found = page(tmp_path, rows, title=EVIL, facts={EVIL: EVIL}, influences=influences, **evil)
     assert found.all("img") == []
-    assert len(found.all("script")) == 1
+    assert [each.get("type") for each in found.all("script")] == ["application/json", None]
     assert not any(name.startswith("on") for _, attributes in found.tags for name in attributes)
     assert EVIL in found.cards[0]
     assert "{{ 7*7 }}" in found.cards[0]
+    (first,) = (card for card in json.loads(found.island) if card["number"] == 1)
+    assert first["influences"] == influences[0]
 
 
 def test_the_page_needs_nothing_from_outside(tmp_path):
-    found = page(tmp_path, [attribution("good film")])
-    loaded = {"src", "href", "srcset", "action", "style"}
+    found = page(tmp_path, [attribution("good film"), *translation(row=1)], comparison=COMPARISON)
+    loaded = {"src", "srcset", "action", "style"}
     assert not any(loaded & attributes.keys() for _, attributes in found.tags)
+    assert {attributes["href"] for _, attributes in found.tags if "href" in attributes} == {"#cards"}
     (policy,) = [each["content"] for each in found.all("meta") if each.get("http-equiv")]
+    assert policy is not None
     assert policy.startswith("default-src 'none'; style-src 'sha256-")
     assert "unsafe" not in policy
 
 
 def test_no_texts_make_a_page_too(tmp_path):
     assert page(tmp_path, []).cards == []
+
+
+def test_a_row_that_is_not_there_cannot_be_pictured(tmp_path):
+    with pytest.raises(UserError, match="png: there is no row 7, only rows 0 to 0"):
+        write_report([attribution("good")], tmp_path, title="t", facts={}, png=7)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path):
@@ -203,26 +408,218 @@ def test_a_write_that_fails_leaves_the_old_report(tmp_path, monkeypatch):
     assert "old" in (tmp_path / "attributions.jsonl").read_text()
 
 
+class Tab:
+    """A page in headless chromium, asked and used through its debugging pipe."""
+
+    def __init__(self, reading: int, writing: int) -> None:
+        self._reading, self._writing, self._number, self._unread = reading, writing, 0, b""
+        self._session: dict[str, str] = {}
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self._session = {"sessionId": self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]}
+
+    def call(self, method: str, **params) -> dict[str, Any]:
+        self._number += 1
+        message = {"id": self._number, "method": method, "params": params, **self._session}
+        os.write(self._writing, json.dumps(message).encode() + b"\0")
+        while (answer := self._read()).get("id") != self._number:
+            pass
+        assert "error" not in answer, answer
+        return answer["result"]
+
+    def _read(self) -> dict[str, Any]:
+        while b"\0" not in self._unread:
+            ready, _, _ = select.select([self._reading], [], [], 120)
+            more = os.read(self._reading, 1 << 16) if ready else b""
+            assert more, "the browser is silent or gone"
+            self._unread += more
+        message, _, self._unread = self._unread.partition(b"\0")
+        return json.loads(message)
+
+    def open(self, path: Path) -> None:
+        self.call("Page.navigate", url=path.as_uri())
+        self.run("new Promise((done) => document.readyState === 'complete' ? done() : addEventListener('load', done))")
+
+    def run(self, script: str) -> Any:
+        found = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in found, found
+        return found["result"].get("value")
+
+    def text(self, selector: str) -> str:
+        return squeezed(self.run(f"document.querySelector({selector!r}).textContent"))
+
+    def choose(self, selector: str, value: str | None = None) -> None:
+        element = f"document.querySelector({selector!r})"
+        if value is None:
+            return self.run(f"{element}.click()")
+        event = "new Event({}, {{bubbles: true}})"
+        self.run(f"{element}.value = {value!r}")
+        for kind in ("input", "change"):
+            self.run(f"{element}.dispatchEvent({event.format(repr(kind))})")
+        return None
+
+    def press(self, key: str) -> None:
+        for kind in ("rawKeyDown", "keyUp"):
+            codes = {"ArrowLeft": 37, "ArrowRight": 39, "ArrowDown": 40, "Tab": 9}
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=codes[key])
+
+
+@contextmanager
+def browser(profile: Path) -> Iterator[Tab]:
+    quiet = ["quic", "background-networking", "component-update", "sync", "gpu"]
+    options = [f"--disable-{name}" for name in quiet] + [f"--user-data-dir={profile}", "--no-first-run"]
+    command = ["chromium", "--headless", "--no-sandbox", "--remote-debugging-pipe", *options, "about:blank"]
+    (theirs_in, ours_out), (ours_in, theirs_out) = os.pipe(), os.pipe()
+    shell = f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}'  # it reads from 3 and writes to 4
+    process = subprocess.Popen(
+        ["bash", "-c", shell, "-", *command],
+        pass_fds=(theirs_in, theirs_out),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    os.close(theirs_in)
+    os.close(theirs_out)
+    try:
+        yield Tab(ours_in, ours_out)
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+        os.close(ours_in)
+        os.close(ours_out)
+
+
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
+    with browser(tmp_path_factory.mktemp("profile")) as tab:
+        yield tab
+
+
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs the browser chromium")
 class TestInABrowser:
-    @staticmethod
-    def dom(path: Path, profile: Path) -> str:
-        quiet = ["quic", "background-networking", "component-update", "sync", "gpu"]
-        options = [f"--disable-{name}" for name in quiet] + [f"--user-data-dir={profile}", "--no-first-run"]
-        command = ["chromium", "--headless", "--no-sandbox", *options, "--dump-dom", path.as_uri()]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    def test_our_script_runs_and_markup_in_texts_does_nothing(self, tmp_path, tab):
+        evil = attribution(EVIL, label=EVIL, prediction=EVIL, text_pair=EVIL, parts=(EVIL, EVIL))
+        token = replace(evil, row=1, kind="token", span=(0, 3), target=EVIL, method=EVIL)
+        tokens = [token, replace(token, span=(3, 5)), replace(token, span=(3, 5), target=f"{EVIL}2")]
+        influences = {0: [{"text": EVIL, "label": EVIL, "score": 1.0, "where": EVIL}]}
+        given = [evil, *tokens, attribution("good", row=2)]
+        tab.open(write_report(given, tmp_path, title="sound", facts={EVIL: EVIL}, influences=influences))
+        tab.run("document.querySelectorAll('details').forEach((each) => each.open = true)")
+        tab.run("document.querySelectorAll('.card input').forEach((each) => each.click())")
+        assert tab.run("document.title") == "sound"
+        assert tab.run("document.images.length") == 0
+        assert tab.text("#count") == "3 of 3 shown"
+        assert not tab.run("document.getElementById('filter').hidden")
+        assert tab.run("document.querySelector('.card .text').textContent") == EVIL
 
-    def test_our_script_runs_and_markup_in_texts_does_nothing(self, tmp_path):
-        given = [attribution(EVIL, label=EVIL, prediction=EVIL), attribution("good")]
-        path = write_report(given, tmp_path / "report", title="sound", facts={EVIL: EVIL})
-        html = self.dom(path, tmp_path / "profile")
-        assert "<title>sound</title>" in html
-        assert "2 of 2 shown" in html
-        assert not re.search(r"<form[^>]* hidden", html)
+    def test_the_policy_stops_code_that_got_in_all_the_same(self, tmp_path, tab):
+        path = write_report([attribution("good")], tmp_path, title="sound", facts={})
+        path.write_text(path.read_text("utf-8").replace("<main", f"<p>{EVIL.replace('<!--', '')}</p><main", 1), "utf-8")
+        tab.open(path)
+        assert tab.run("document.images.length") == 1
+        assert tab.run("document.title") == "sound"
 
-    def test_the_policy_stops_code_that_got_in_all_the_same(self, tmp_path):
-        path = write_report([attribution("good")], tmp_path / "report", title="sound", facts={})
-        path.write_text(path.read_text("utf-8").replace("<main>", f"<main>{EVIL}", 1), "utf-8")
-        html = self.dom(path, tmp_path / "profile")
-        assert "<img src=" in html
-        assert "<title>sound</title>" in html
+    def test_the_script_draws_the_cards_as_the_template_does(self, tmp_path, tab):
+        number = attribution("c", label=4.5, prediction=2.25, probability=None, probabilities={}, target="stars")
+        given = [attribution("so 🎬 good, so bad"), answer(), number, attribution(""), attribution("x", label=None)]
+        path = write_report(numbered(given), tmp_path, title="t", facts={})
+        tab.open(path)
+        tab.run("document.querySelectorAll('.card details').forEach((each) => each.remove())")
+        drawn = Page(tab.run("document.getElementById('cards').outerHTML"))
+        static = Page(re.search("<main.*</main>", path.read_text("utf-8"), re.DOTALL)[0])
+        # The template indents, the script doesn't.
+        assert [re.sub(r"\s", "", card) for card in drawn.cards] == [re.sub(r"\s", "", card) for card in static.cards]
+        marks = [[each for each in page.all("span") if "title" in each] for page in (drawn, static)]
+        assert marks[0] == marks[1]
+        assert drawn.all("rect") == static.all("rect")
+
+    def test_another_class_or_method_is_chosen_by_button(self, tmp_path, tab):
+        given = [
+            attribution("good film", target=target, method=method, words=[Word("good", 0, 4, score)])
+            for target, method, score in [
+                ("positive", "occlusion", 1.0),
+                ("negative", "occlusion", -2.0),
+                ("positive", "integrated_gradients", 3.0),
+                ("negative", "integrated_gradients", -4.0),
+            ]
+        ]
+        tab.open(write_report(given, tmp_path, title="t", facts={}))
+        assert tab.run("document.querySelector('.text span').title") == "+1.00"
+        tab.choose('input[value="negative"]')
+        assert tab.run("document.querySelector('.text span').title") == "−2.00"
+        tab.choose('input[value="integrated_gradients"]')
+        assert tab.run("document.querySelector('.text span').title") == "−4.00"
+        tab.press("ArrowLeft")  # the focus stays on the method
+        assert tab.run("document.querySelector('.text span').title") == "−2.00"
+        assert tab.text(".card footer").endswith("occlusion")
+
+    def test_a_token_that_is_chosen_shows_what_led_to_it(self, tmp_path, tab):
+        tab.open(write_report(translation(), tmp_path, title="t", facts={}))
+        titles = "[...document.querySelectorAll('.texts p.text span')].map((each) => each.title)"
+        assert tab.run(titles) == ["+2.00", "+0.50"]
+        tab.choose('.token input[value="2"]')
+        assert tab.run(titles) == ["+4.00"]
+        tab.press("ArrowLeft")
+        assert tab.run(titles) == ["+0.50", "+1.00"]
+        tab.choose('table.heat button[data-place="0"]')
+        assert tab.run(titles) == ["+2.00", "+0.50"]
+        assert tab.run("document.activeElement.dataset.place") == "0"
+
+    def test_cells_of_the_heat_map_are_read_by_arrow_keys(self, tmp_path, tab):
+        tab.open(write_report(translation(), tmp_path, title="t", facts={}))
+        tab.run("document.querySelector('table.heat td[tabindex=\"0\"]').focus()")
+        assert tab.text(".about").startswith("the speaks for Das: +2.00, 80.0% of all that counted")
+        tab.press("ArrowDown")
+        tab.press("ArrowRight")
+        tab.press("ArrowRight")
+        assert tab.text(".about").startswith("Das speaks against Kätz: −0.25, 14.3% of all")
+        tab.press("ArrowRight")  # not written yet
+        assert tab.text(".about").startswith("Das speaks against Kätz")
+        shades = "[...document.querySelectorAll('table.heat tbody td')].map((each) => each.className.match(/\\d/)?.[0])"
+        assert tab.run(shades)[:4] == ["8", "2", None, None]
+        tab.choose('input[name="alike-1"][value="1"]')
+        assert tab.run(shades)[:4] == ["4", "1", None, None]
+
+    def test_a_thousand_texts_are_filtered_sorted_searched_and_drawn_as_they_are_reached(self, tmp_path, tab):
+        given = [
+            attribution(
+                f"text number {i}" + " long" * (i == 500),
+                label=["positive", "negative"][i % 2],
+                probability=0.5 + i / 2500,
+                row=i,
+            )
+            for i in range(1000)
+        ]
+        path = write_report(given, tmp_path, title="t", facts={})
+        assert len(Page(path.read_text("utf-8")).cards) == 20
+        tab.open(path)
+        first = "document.querySelector('.card .text').textContent"
+        drawn = "document.querySelectorAll('.card').length"
+        assert tab.text("#count") == "1000 of 1000 shown"
+        assert tab.run(first) == "text number 999"
+        assert tab.run(drawn) < 100
+        tab.choose('input[name="verdict"][value="right"]')
+        assert tab.text("#count") == "500 of 1000 shown"
+        assert tab.run(first) == "text number 0"
+        tab.choose('select[name="labels"]', "negative")
+        assert tab.text("#count") == "0 of 1000 shown"
+        tab.choose('input[name="verdict"][value=""]')
+        tab.choose('select[name="labels"]', "")
+        for order, expected in [("unsure", 0), ("sure", 999), ("long", 500), ("short", 9), ("number", 0)]:
+            tab.choose('select[name="sort"]', order)
+            assert tab.run(first).startswith(f"text number {expected}")
+        tab.choose('input[name="search"]', "NUMBER 77")
+        assert tab.text("#count") == "11 of 1000 shown"
+        assert tab.run("document.getElementById('more').hidden")
+        tab.choose('input[name="search"]', "")
+        while not tab.run("document.getElementById('more').hidden"):
+            tab.choose("#more")
+        assert tab.run(drawn) == 1000
+
+    def test_training_examples_are_told_by_what_they_spoke_for(self, tmp_path, tab):
+        examples = [
+            {"text": "fine", "label": "positive", "score": 0.5, "where": "train.csv, line 2"},
+            {"text": "poor", "label": "negative", "score": -0.25, "where": "train.csv, line 9"},
+        ]
+        tab.open(write_report([attribution("good")], tmp_path, title="t", facts={}, influences={0: examples}))
+        tab.run("document.querySelectorAll('details').forEach((each) => each.open = true)")
+        tab.run("new Promise((done) => setTimeout(done, 50))")  # the details' event
+        assert "Spoke for it+0.50finepositive · train.csv, line 2Spoke against it−0.25poor" in tab.text(".card")

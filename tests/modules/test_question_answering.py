@@ -558,3 +558,64 @@ def test_fitting_learns_to_point_to_the_answer(bert: str, tmp_path: Path) -> Non
 def test_shapes_are_checked_where_a_plain_python_would_not(bert: str) -> None:
     with pytest.raises(jaxtyping.TypeCheckError):
         QuestionAnsweringModule(bert).score(torch.randn(2, 4, 2), torch.tensor([1, 2]))
+
+
+# What is explained
+
+
+def test_the_answer_is_explained_by_the_tokens_at_its_ends(bert: str) -> None:
+    module = QuestionAnsweringModule(bert)
+    texts = [("what is it", "the acting saves a thin story"), ("why", CORPUS[0])]
+    for target, answer in zip(module.attribution_targets(texts), module.predict_texts(texts), strict=True):
+        (reading,) = target.readings
+        ((weight, (first, last)),) = reading.terms
+        places = reading.places["input_ids"]
+        assert (weight, target.name, target.span) == (1.0, answer.text, (answer.start, answer.end))
+        assert (places[first].part, places[first].start) == (1, answer.start)
+        assert (places[last].part, places[last].end) == (1, answer.end)
+        logits = module.eval()(input_ids=torch.tensor([reading.inputs["input_ids"]]))[0].double().log_softmax(0)
+        log = module.score(logits.float().exp().log()[None], torch.tensor([[first, last]]))
+        assert log.item() == pytest.approx((logits[first, 0] + logits[last, 1]).item(), abs=1e-4)
+
+
+def test_start_and_end_stand_apart_and_add_up(bert: str) -> None:
+    module = QuestionAnsweringModule(bert)
+    logits = torch.randn(2, 7, 2)
+    whole, start, end = (
+        module.score(logits, torch.tensor(target)) for target in ([[1, 3]] * 2, [[1, -1]] * 2, [[-1, 3]] * 2)
+    )
+    torch.testing.assert_close(start + end, whole)
+    torch.testing.assert_close(start, logits[:, :, 0].log_softmax(1)[:, 1])
+
+
+def test_the_decision_for_no_answer_is_the_difference_of_the_logits(bert: str) -> None:
+    module = QuestionAnsweringModule(bert, unanswerable=True).eval()
+    text = ("why", "the acting saves a thin story")
+    (target,) = module.attribution_targets([text], target="no answer", contrast="answer")
+    (reading,) = target.readings
+    logits = module(input_ids=torch.tensor([reading.inputs["input_ids"]]))
+    odds = sum(weight * module.score(logits, torch.tensor([place])).item() for weight, place in reading.terms)
+    answer = module.answer(*text)
+    assert odds == pytest.approx(answer.null_odds, abs=1e-4)
+    assert target.name == f"no answer rather than {answer.candidates[answer.candidates[0].start is None].text}"
+
+
+def test_an_answer_in_several_windows_is_explained_where_it_scores_highest(bert: str) -> None:
+    module = QuestionAnsweringModule(bert, max_length=16, doc_stride=6).eval()
+    context = " ".join(CORPUS)
+    (target,) = module.attribution_targets([("why", context)])
+    (reading,) = target.readings
+    ((_, (first, last)),) = reading.terms
+    logits = module(input_ids=torch.tensor([reading.inputs["input_ids"]]))[0]
+    best = module.answer("why", context).candidates[0]
+    assert (logits[first, 0].item(), logits[last, 1].item()) == pytest.approx(
+        (best.start_logit, best.end_logit), abs=1e-4
+    )
+    assert context[slice(*target.span)] == best.text
+
+
+def test_an_unknown_target_is_told(bert: str) -> None:
+    with pytest.raises(
+        ConfigError, match="target: target 'anser' is not one of answer, start, end, no answer; did you"
+    ):
+        QuestionAnsweringModule(bert).attribution_targets([("why", "a film")], target="anser")

@@ -368,3 +368,182 @@ def test_a_backbones_own_rules_of_writing_stay_also_in_the_checkpoint(marian: st
     loaded = TranslationModule.load_from_checkpoint(save(module, tmp_path / "x.ckpt"))
     for writing in (module.model.generation_config, loaded.model.generation_config):
         assert (writing.bad_words_ids, writing.eos_token_id) == ([[7]], [0, 9])
+
+
+# Explaining
+
+
+FAMILIES = ["marian", "t5", "m2m100", "mbart", "bert", "llama"]
+
+
+@pytest.fixture(params=FAMILIES)
+def writer(request: pytest.FixtureRequest) -> TranslationModule:
+    prompt = "<user>{source}<assistant>" if request.param == "llama" else None
+    arguments = {"num_beams": 2, "max_new_tokens": 24, "prompt": prompt, **LANGUAGES.get(request.param, {})}
+    return TranslationModule(request.getfixturevalue(request.param), max_length=64, **arguments)
+
+
+def scored(module: Any, targets: list[Any]) -> list[float]:
+    """The weighted sum of a target's scores, read from its own readings."""
+    found = []
+    with module.evaluating():
+        for target in targets:
+            (reading,) = target.readings
+            outputs = module(**module.pad([reading.inputs]))
+            found.append(sum(weight * module.score(outputs, torch.tensor([t])).item() for weight, t in reading.terms))
+    return found
+
+
+def test_what_is_explained_is_what_was_written(writer: Any) -> None:
+    texts = CORPUS[:3]
+    written = [result.text for result in writer.predict_texts(texts)]
+    assert any(written), "something must be written for this to say something"
+    targets = writer.attribution_targets(texts, batch_size=2)
+    for target in targets:
+        assert target.text == texts[target.row]
+        assert target.prediction == target.text_pair == written[target.row]
+        assert (target.kind, target.parts) == ("token", ("source", "translation"))
+    assert {target.row for target in targets} == {row for row, text in enumerate(written) if text}
+
+
+def test_a_token_stands_where_its_characters_are(writer: Any) -> None:
+    for target in writer.attribution_targets(CORPUS, outputs=GERMAN):
+        start, end = target.span
+        characters = target.text_pair[start:end].removeprefix("##")
+        assert target.name == characters or not characters.strip()
+        (reading,) = target.readings
+        for name, places in reading.places.items():
+            assert len(places) == len(reading.inputs[name])
+            for token, place in zip(reading.inputs[name], places, strict=True):
+                piece = writer.tokenizer.convert_ids_to_tokens(token).lstrip("▁Ġ").removeprefix("##")
+                if place is not None and piece.isascii() and piece.isalnum():
+                    # A tokenizer may take accents and capitals away.
+                    stands = (target.text, target.text_pair)[place.part][place.start : place.end]
+                    assert stands.lower().removeprefix("##") == piece.lower()
+
+
+def test_given_outputs_are_explained_token_by_token(writer: Any) -> None:
+    targets = writer.attribution_targets(CORPUS, outputs=GERMAN, batch_size=4)
+    for row, output in enumerate(GERMAN):
+        of_row = [target for target in targets if target.row == row]
+        (ids,) = writer.pairs.targets([output]).ids
+        assert [target.readings[0].terms[0][1][1] for target in of_row] == [
+            token for token in ids if token not in writer.pairs.special
+        ]
+        assert {target.text_pair for target in of_row} == {writer.pairs.decode(ids)}
+        assert all(target.readings[0].inputs is of_row[0].readings[0].inputs for target in of_row)
+
+
+def test_the_log_probabilities_of_the_tokens_add_up_to_the_loss(writer: Any) -> None:
+    targets = writer.attribution_targets(CORPUS, outputs=GERMAN, batch_size=4)
+    sources, outputs = writer.pairs.sources(CORPUS).ids, writer.pairs.targets(GERMAN).ids
+    for row, (source, output) in enumerate(zip(sources, outputs, strict=True)):
+        labels = torch.tensor([output])
+        if writer.pairs.start is None:
+            source, labels = source + output, torch.tensor([[-100] * len(source) + output])
+        batch = {**writer.pad([{"input_ids": source}]), "labels": labels}
+        unexplained = torch.isin(labels, torch.tensor(sorted(writer.pairs.special)))
+        explained = {**batch, "labels": labels.masked_fill(unexplained, -100)}
+        losses = writer.eval().row_losses(writer.forward_batch(batch), explained)
+        of_row = [target for target in targets if target.row == row]
+        assert math.fsum(math.log(target.probability) for target in of_row) == pytest.approx(-losses.item(), rel=1e-4)
+        assert scored(writer, of_row) == pytest.approx([math.log(target.probability) for target in of_row], rel=1e-4)
+
+
+def test_the_five_most_probable_tokens_are_named_with_their_probabilities(writer: Any) -> None:
+    for target in writer.attribution_targets(CORPUS[:2], outputs=GERMAN[:2]):
+        (reading,) = target.readings
+        ((_, (place, token)),) = reading.terms
+        with torch.no_grad():
+            expected = writer.eval()(**writer.pad([reading.inputs]))[0, place].softmax(-1)
+        named = list(target.probabilities.values())
+        assert named == sorted(named, reverse=True)
+        assert 1 <= len(named) <= 5
+        assert named[0] == pytest.approx(expected.max().item(), rel=1e-4)
+        assert all(min(abs(p - e) for e in expected.topk(5).values.tolist()) < 1e-5 for p in named)
+        assert target.probability == pytest.approx(expected[token].item(), rel=1e-4)
+
+
+def test_padded_readings_score_as_single_ones(writer: Any) -> None:
+    texts, outputs = ["a", *CORPUS[:2]], [*GERMAN[:2], "e"]
+    targets = writer.attribution_targets(texts, outputs=outputs)
+    picked = [[target for target in targets if target.row == row][-1] for row in range(3)]
+    readings = [target.readings[0] for target in picked]
+    with writer.attributing():
+        logits = writer(**writer.pad([reading.inputs for reading in readings]))
+        together = writer.score(logits, torch.tensor([reading.terms[0][1] for reading in readings]))
+    assert len({len(reading.inputs["input_ids"]) for reading in readings}) > 1
+    assert together.tolist() == pytest.approx(scored(writer, picked), rel=1e-4)
+
+
+def test_a_token_hangs_on_what_was_written_before_it_and_on_nothing_after(writer: Any) -> None:
+    targets = writer.attribution_targets(CORPUS[:1], outputs=GERMAN[:1])
+    for target in targets[:: len(targets) // 3]:
+        (reading,) = target.readings
+        ((_, (place, _)),) = reading.terms
+        seen: list[Tensor] = []
+        with writer.attributing():
+            hook = writer.embedding_layers()[-1].register_forward_hook(
+                lambda *call, seen=seen: seen.append(call[-1].detach().requires_grad_()) or seen[-1]
+            )
+            outputs = writer(**writer.pad([reading.inputs]))
+            hook.remove()
+            writer.score(outputs, torch.tensor([reading.terms[0][1]])).sum().backward()
+        (gradient,) = (each.grad for each in seen)
+        assert gradient is not None
+        assert (gradient[0, : place + 1].abs().sum(-1) > 0).all()
+        assert (gradient[0, place + 1 :] == 0).all()
+
+
+def test_a_contrast_is_the_difference_of_two_log_probabilities(t5: str) -> None:
+    module = TranslationModule(t5, num_beams=1, max_length=64)
+    (plain,) = module.attribution_targets(["a film"], outputs=["a good film"], target="good")
+    (against,) = module.attribution_targets(["a film"], outputs=["a good film"], target="good", contrast="bad")
+    assert (plain.name, against.name) == ("good", "good rather than bad")
+    (reading,) = against.readings
+    logs = module.eval()(**module.pad([reading.inputs]))[0, 1].log_softmax(-1)
+    good, bad = module.tokenizer.convert_tokens_to_ids(["▁good", "▁bad"])
+    assert reading.terms == [(1.0, [1, good]), (-1.0, [1, bad])]
+    assert scored(module, [against]) == pytest.approx([(logs[good] - logs[bad]).item()], rel=1e-4)
+    assert against.probability == plain.probability == pytest.approx(logs[good].exp().item(), rel=1e-4)
+
+
+def test_a_target_that_was_not_written_and_a_contrast_of_several_tokens_are_refused(t5: str) -> None:
+    module = TranslationModule(t5, num_beams=1, max_length=64)
+    arguments: dict[str, Any] = {"texts": ["a film"], "outputs": ["a good film"]}
+    with pytest.raises(
+        ConfigError, match="target: no token that was written is 'goo'; they are a, good, film; did you"
+    ):
+        module.attribution_targets(**arguments, target="goo")
+    with pytest.raises(ConfigError, match="contrast: expected one token, got 'very bad film'"):
+        module.attribution_targets(**arguments, contrast="very bad film")
+    with pytest.raises(ConfigError, match="contrast: 'good' is itself what was written"):
+        module.attribution_targets(**arguments, target="good", contrast="good")
+    with pytest.raises(ConfigError, match="outputs: there are 1 texts but 2 outputs"):
+        module.attribution_targets(["a film"], outputs=["a", "b"])
+    with pytest.raises(ConfigError, match="texts: expected a text, got a pair"):
+        module.attribution_targets([("a", "film")])
+
+
+def test_nothing_written_leaves_nothing_to_explain(t5: str) -> None:
+    module = TranslationModule(t5, num_beams=1, max_length=64)
+    assert module.attribution_targets([]) == []
+    targets = module.attribution_targets(["a film", "a plot"], outputs=["", "bad"])
+    assert {target.row for target in targets} == {1}
+
+
+def test_an_answer_is_explained_over_the_question_as_it_is_read(t5: str) -> None:
+    module = GenerativeQuestionAnsweringModule(t5, num_beams=1, max_length=64, max_new_tokens=6)
+    target, *_ = module.attribution_targets([("who?", "a film")], outputs=["film"])
+    assert (target.text, target.text_pair) == ("question: who? context: a film", "film")
+    assert target.parts == ("question", "answer")
+
+
+def test_a_chat_template_is_credited_with_nothing(llama: str) -> None:
+    module = TranslationModule(llama, num_beams=1, max_length=64, prompt="<s>user: {source}\nassistant:")
+    target, *_ = module.attribution_targets(["a film"], outputs=["ein Film"])
+    (reading,) = target.readings
+    ids, places = reading.inputs["input_ids"], reading.places["input_ids"]
+    credited = [token for token, place in zip(ids, places, strict=True) if place is not None]
+    assert module.tokenizer.decode(credited).replace(" ", "") == "afilmeinFilm"
+    assert module.tokenizer.decode(ids) == "<s>user: a film\nassistant:ein Film"

@@ -1,0 +1,111 @@
+"""Explanations while a run goes on: which words decided, epoch by epoch and at its end."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from lit_nlp.data.base import Drawn, Split, TextDataModule
+from lit_nlp.errors import ConfigError
+from lit_nlp.explain import Attribution, attribute, write_report
+
+# Among so many texts, the most wrong ones are looked for.
+_SEARCHED = 1000
+_STRONGEST = 8
+
+
+class AttributionCallback(Callback):
+    """Writes a report of some texts to ``<folder>/attributions/`` after epochs, and at the end of fit and test.
+
+    With a TensorBoard logger, the strongest words of each text stand there, too.
+
+    Args:
+        folder: Where reports lie; None: the run's folder, where the first checkpoint callback writes.
+        every_n_epochs: After which validations; 0: at the end of fit and test only.
+        select: Which texts: `random` ones, those that are most `wrong` (a wrong class, the surest first), or
+            rows of the split by their numbers.
+        limit: How many.
+        split: Of which split while fitting; a test explains its own.
+        options: Arguments of `lit_nlp.attribute`, such as `method`.
+    """
+
+    def __init__(
+        self,
+        folder: str | None = None,
+        every_n_epochs: int = 1,
+        select: Literal["random", "wrong"] | list[int] = "random",
+        limit: int = 8,
+        split: Literal["train", "val"] = "val",
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        if every_n_epochs < 0 or limit < 1:
+            raise ConfigError("every_n_epochs must be at least 0 and limit at least 1", where="AttributionCallback")
+        self.folder, self.every_n_epochs, self.select, self.limit = folder, every_n_epochs, select, limit
+        self.split, self.options = split, options or {}
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Explain after every n-th epoch."""
+        epoch = trainer.current_epoch + 1
+        fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
+        if fitting and self.every_n_epochs and epoch % self.every_n_epochs == 0:
+            self._explain(trainer, pl_module, self.split, f"epoch-{epoch}")
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Explain by the last weights."""
+        self._explain(trainer, pl_module, self.split, "fit")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Explain texts of the test split."""
+        self._explain(trainer, pl_module, "test", "test")
+
+    def _explain(self, trainer: Trainer, module: Any, split: Split, name: str) -> None:
+        if not trainer.is_global_zero:
+            return
+        data = getattr(trainer, "datamodule", None)
+        if not isinstance(data, TextDataModule):
+            raise ConfigError("explanations need texts", where="AttributionCallback", mend="fit with a data module")
+        drawn = self._chosen(module, data, split)
+        attributions = attribute(module, drawn.texts, labels=drawn.given, **self.options)
+        folder = self._folder(trainer) / "attributions" / name
+        title = f"Why the model decided: {name.replace('-', ' ')}"
+        page = write_report(attributions, folder, title=title, facts={"Texts": split})
+        rank_zero_info(f"Report: {page}")
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_text(f"attributions/{split}", _table(attributions), trainer.global_step)
+
+    def _chosen(self, module: Any, data: TextDataModule, split: Split) -> Drawn:
+        if isinstance(self.select, list):
+            return data.rows(split, self.select)
+        if self.select == "random":
+            return data.drawn(split, self.limit)
+        drawn = data.drawn(split, _SEARCHED)
+        said = module.predict_texts(drawn.texts)
+        if drawn.given is None or not hasattr(said[0], "label"):
+            raise ConfigError("only classes with labels can be wrong", where="AttributionCallback.select")
+        wrong = [i for i, (one, given) in enumerate(zip(said, drawn.given, strict=True)) if one.label != given]
+        wrong.sort(key=lambda i: -(said[i].probability or 0.0))
+        return data.rows(split, [drawn.rows[i] for i in wrong[: self.limit]])
+
+    def _folder(self, trainer: Trainer) -> Path:
+        checkpointing = trainer.checkpoint_callback
+        written = getattr(checkpointing, "dirpath", None)
+        return Path(self.folder or written or trainer.default_root_dir)
+
+
+def _table(attributions: Sequence[Attribution]) -> str:
+    """Return Markdown: a row a text, with its strongest words; what the texts hold is no markup."""
+    lines = ["| text | said | explained | strongest words |", "|---|---|---|---|"]
+    for each in attributions:
+        words = sorted(each.words + each.pair_words, key=lambda word: -abs(word.score))[:_STRONGEST]
+        strongest = ", ".join(f"{_plain(word.text)} {word.score:+.2f}" for word in words)
+        lines.append(f"| {_plain(each.text)} | {_plain(str(each.prediction))} | {_plain(each.target)} | {strongest} |")
+    return "\n".join(lines)
+
+
+def _plain(text: str) -> str:
+    escaped = "".join(f"&#{ord(character)};" if character in "|<>&*_`[]\\" else character for character in text)
+    return " ".join(escaped.split())

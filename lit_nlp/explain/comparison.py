@@ -1,0 +1,112 @@
+"""Several methods on the same texts: their attributions, and which of them are true of the model."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from lit_nlp.errors import ConfigError
+from lit_nlp.explain.attribution import Attribution, attribute, games
+from lit_nlp.explain.explainable import Explainable
+from lit_nlp.explain.faithfulness import METRICS, RANDOM, Comparison, Faithfulness, Remembered, compare, faithfulness
+from lit_nlp.tokenization import Text
+
+_CURVES = ("deletion", "insertion")
+_GRID = torch.linspace(0, 1, 11, dtype=torch.double)
+
+
+def compare_methods(
+    module: Explainable,
+    texts: Sequence[Text],
+    methods: Sequence[str],
+    *,
+    target: str | None = None,
+    contrast: str | None = None,
+    outputs: Sequence[str] | None = None,
+    baseline: str = "pad",
+    batch_size: int = 16,
+    seed: int = 0,
+    progress: bool = False,
+    **options: Any,
+) -> tuple[list[Attribution], Comparison, dict[str, Any]]:
+    """Explain texts by several methods, and measure each beside random scores.
+
+    Args:
+        module: The module to explain.
+        texts: Texts, or pairs of texts.
+        methods: Names in `METHODS`; `random` is always among them.
+        target: As for `attribute`, and so are the others.
+        contrast: Explained with the target; the figures are of the target's own probability.
+        outputs: What is taken as written.
+        baseline: The special token that stands for a word that isn't there, in methods and figures alike.
+        batch_size: The sequences that go through the module at once.
+        seed: What methods and figures draw by.
+        progress: Show a bar that counts what is finished.
+        options: More arguments of `attribute`.
+
+    Returns:
+        The attributions, method by method; how the methods compare; and the same as `write_report` draws it.
+
+    Raises:
+        ConfigError: A method stands twice.
+    """
+    if len(set(methods)) < len(methods):
+        raise ConfigError(f"a method stands twice in {', '.join(methods)}", where="methods")
+    asked: dict[str, Any] = {"target": target, "contrast": contrast, "batch_size": batch_size}
+    asked |= {} if outputs is None else {"outputs": outputs}
+    shared = {**asked, **options, "baseline": baseline, "seed": seed, "progress": progress}
+    found = {method: attribute(module, texts, method=method, **shared) for method in dict.fromkeys([*methods, RANDOM])}
+    results: dict[str, list[Faithfulness | None]] = {method: [] for method in found}
+    with (
+        module.attributing(),
+        tqdm(total=len(next(iter(found.values()))), disable=not progress, desc="measuring") as bar,
+    ):
+        targets = module.attribution_targets(texts, **asked)
+        for i, game in enumerate(games(module, targets, baseline=baseline, batch_size=batch_size)):
+            played = Remembered(game)
+            for method, attributions in found.items():
+                results[method].append(faithfulness(played, _scores(attributions[i]), seed=seed))
+            bar.update()
+    comparison = compare(results, seed=seed)
+    return [each for method in found for each in found[method]], comparison, drawn(comparison, results)
+
+
+def drawn(comparison: Comparison, results: Mapping[str, Sequence[Faithfulness | None]]) -> dict[str, Any]:
+    """Return a comparison as `write_report` takes it, with the mean of each method's curves."""
+    metrics = [name for name in METRICS if any(name in figures for figures in comparison.figures.values())]
+    return {
+        "metrics": metrics,
+        "methods": {
+            method: {
+                name: {"mean": each.value.mean, "low": each.value.low, "high": each.value.high}
+                for name, each in figures.items()
+            }
+            for method, figures in comparison.figures.items()
+        },
+        "curves": {
+            method: {name: _mean_curve([getattr(each, name) for each in texts if each]) for name in _CURVES}
+            for method, texts in results.items()
+        },
+        "trusted": comparison.trusted,
+        "reason": comparison.reason,
+    }
+
+
+def _scores(attribution: Attribution) -> torch.Tensor:
+    return torch.tensor([word.score for word in attribution.words + attribution.pair_words], dtype=torch.double)
+
+
+def _mean_curve(curves: Sequence[Any]) -> list[list[float]]:
+    """Return the mean of curves with steps of their own, at common shares of the words."""
+    if not curves:
+        return []
+    on_grid = torch.stack([_interpolated(curve.shares, curve.probabilities) for curve in curves])
+    return [[share, probability] for share, probability in zip(_GRID.tolist(), on_grid.mean(0).tolist(), strict=True)]
+
+
+def _interpolated(shares: list[float], probabilities: list[float]) -> torch.Tensor:
+    x, y = torch.tensor(shares, dtype=torch.double), torch.tensor(probabilities, dtype=torch.double)
+    right = torch.searchsorted(x, _GRID).clamp(1, len(x) - 1)
+    weight = (_GRID - x[right - 1]) / (x[right] - x[right - 1])
+    return torch.lerp(y[right - 1], y[right], weight)

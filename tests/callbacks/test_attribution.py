@@ -1,0 +1,88 @@
+"""Explanations appear while a run goes on, of the texts that were asked for."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lit_nlp import AttributionCallback, TextClassificationDataModule, TextClassificationModule
+from lit_nlp.errors import ConfigError
+from tests.backbones import CORPUS
+from tests.contract import plain_trainer, write_rows
+
+LABELS = ["cold", "hot"]
+
+
+@pytest.fixture
+def data(bert: str, tmp_path: Path) -> TextClassificationDataModule:
+    rows = [{"text": text, "label": LABELS[i % 2]} for i, text in enumerate(CORPUS)]
+    source = write_rows(tmp_path / "rows.jsonl", rows)
+    return TextClassificationDataModule(bert, train=source, val=source, test=source, batch_size=4, max_length=32)
+
+
+def explained(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (path / "attributions.jsonl").read_text().splitlines()]
+
+
+def callback(folder: Path, **arguments: Any) -> AttributionCallback:
+    return AttributionCallback(str(folder), options={"method": "input_x_gradient"}, **arguments)
+
+
+def test_reports_stand_in_the_folder_after_every_nth_epoch_and_at_the_end(bert: str, data: Any, tmp_path: Path) -> None:
+    module = TextClassificationModule(bert, labels=LABELS)
+    trainer = plain_trainer(max_epochs=4, callbacks=[callback(tmp_path / "run", every_n_epochs=2, limit=3)])
+    trainer.fit(module, data)
+    trainer.test(module, data, verbose=False)
+    written = {path.parent.name for path in (tmp_path / "run" / "attributions").glob("*/index.html")}
+    assert written == {"epoch-2", "epoch-4", "fit", "test"}
+    for name in written:
+        rows = explained(tmp_path / "run" / "attributions" / name)
+        assert len(rows) == 3
+        assert all(row["text"] in CORPUS and row["label"] in LABELS for row in rows)
+
+
+def test_the_texts_are_those_of_the_rows_that_were_named(bert: str, data: Any, tmp_path: Path) -> None:
+    module = TextClassificationModule(bert, labels=LABELS)
+    plain_trainer(callbacks=[callback(tmp_path, select=[4, 1])]).test(module, data, verbose=False)
+    assert [row["text"] for row in explained(tmp_path / "attributions/test")] == [CORPUS[4], CORPUS[1]]
+    with pytest.raises(ConfigError, match=r"data\.test: test has rows 0 to 5, but no row 9"):
+        plain_trainer(callbacks=[callback(tmp_path, select=[9])]).test(module, data, verbose=False)
+
+
+def test_the_most_wrong_are_told_the_surest_first(bert: str, data: Any, tmp_path: Path) -> None:
+    module = TextClassificationModule(bert, labels=LABELS)
+    said = {one.text: one for one in module.predict_texts(CORPUS)}
+    given = {text: LABELS[i % 2] for i, text in enumerate(CORPUS)}
+    wrong = [text for text in CORPUS if said[text].label != given[text]]
+    wrong.sort(key=lambda text: -said[text].probability)
+    plain_trainer(callbacks=[callback(tmp_path, select="wrong", limit=2)]).test(module, data, verbose=False)
+    assert [row["text"] for row in explained(tmp_path / "attributions/test")] == wrong[:2]
+
+
+def test_tensorboard_shows_words_whose_markup_is_text(bert: str, tmp_path: Path) -> None:
+    rows = [{"text": f"<b>film</b> | {text}", "label": LABELS[i % 2]} for i, text in enumerate(CORPUS)]
+    source = write_rows(tmp_path / "marked.jsonl", rows)
+    data = TextClassificationDataModule(bert, train=source, test=source, batch_size=4, max_length=32)
+    logger = TensorBoardLogger(str(tmp_path / "logs"))
+    module = TextClassificationModule(bert, labels=LABELS)
+    plain_trainer(callbacks=[callback(tmp_path, limit=2)], logger=logger).test(module, data, verbose=False)
+    events = EventAccumulator(logger.log_dir).Reload()
+    (tag,) = events.Tags()["tensors"]
+    (text,) = events.Tensors(tag)[0].tensor_proto.string_val
+    assert "attributions/test" in tag
+    assert "<b>" not in text.decode()
+    assert "film" in text.decode()
+
+
+def test_a_fit_goes_on_as_if_nobody_had_asked(bert: str, data: Any, tmp_path: Path) -> None:
+    ends = []
+    for callbacks in [], [callback(tmp_path, limit=2)]:
+        torch.manual_seed(0)
+        module = TextClassificationModule(bert, labels=LABELS)
+        plain_trainer(max_epochs=2, callbacks=callbacks).fit(module, data)
+        ends.append([weight.tolist() for weight in module.parameters()])
+    assert ends[0] == ends[1]
