@@ -573,7 +573,7 @@ def test_the_answer_is_explained_by_the_tokens_at_its_ends(bert: str) -> None:
         assert (weight, target.name, target.span) == (1.0, answer.text, (answer.start, answer.end))
         assert (places[first].part, places[first].start) == (1, answer.start)
         assert (places[last].part, places[last].end) == (1, answer.end)
-        logits = module.eval()(input_ids=torch.tensor([reading.inputs["input_ids"]]))[0].double().log_softmax(0)
+        logits = module.eval()(**module.pad([reading.inputs]))[0].double().log_softmax(0)
         log = module.score(logits.float().exp().log()[None], torch.tensor([[first, last]]))
         assert log.item() == pytest.approx((logits[first, 0] + logits[last, 1]).item(), abs=1e-4)
 
@@ -593,7 +593,7 @@ def test_the_decision_for_no_answer_is_the_difference_of_the_logits(bert: str) -
     text = ("why", "the acting saves a thin story")
     (target,) = module.attribution_targets([text], target="no answer", contrast="answer")
     (reading,) = target.readings
-    logits = module(input_ids=torch.tensor([reading.inputs["input_ids"]]))
+    logits = module(**module.pad([reading.inputs]))
     odds = sum(weight * module.score(logits, torch.tensor([place])).item() for weight, place in reading.terms)
     answer = module.answer(*text)
     assert odds == pytest.approx(answer.null_odds, abs=1e-4)
@@ -606,7 +606,7 @@ def test_an_answer_in_several_windows_is_explained_where_it_scores_highest(bert:
     (target,) = module.attribution_targets([("why", context)])
     (reading,) = target.readings
     ((_, (first, last)),) = reading.terms
-    logits = module(input_ids=torch.tensor([reading.inputs["input_ids"]]))[0]
+    logits = module(**module.pad([reading.inputs]))[0]
     best = module.answer("why", context).candidates[0]
     assert (logits[first, 0].item(), logits[last, 1].item()) == pytest.approx(
         (best.start_logit, best.end_logit), abs=1e-4
