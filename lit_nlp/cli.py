@@ -9,7 +9,7 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -33,6 +33,7 @@ from lit_nlp.data.base import Drawn, Split, TextDataModule
 from lit_nlp.errors import CheckpointError, ConfigError, NonFiniteError, UserError, did_you_mean
 from lit_nlp.files import unused, write_text
 from lit_nlp.modules.base import TransformerModule
+from lit_nlp.tokenization import Text
 
 # What decides which rows are held out, where there is no validation data.
 _HOLDING_OUT = {"seed", "val_fraction", "limit"}
@@ -185,7 +186,13 @@ class LitNLPTrainer(Trainer):
             "Texts": "one text" if text else split,
         }
         page = write_report(
-            attributions, Path(output or "reports"), title=_title(model), facts=facts, comparison=comparison, png=png
+            attributions,
+            Path(output or "reports"),
+            title=_title(model),
+            facts=facts,
+            comparison=comparison,
+            influences=_influences(module, datamodule, ckpt_path, drawn.texts) if influence else None,
+            png=png,
         )
         rank_zero_info(f"Report: {page}")
 
@@ -591,6 +598,21 @@ def _product_seconds(matrix: torch.Tensor) -> float:
     for _ in range(3):
         matrix @ matrix
     return perf_counter() - start
+
+
+def _influences(
+    module: Any, datamodule: LightningDataModule | None, ckpt_path: str | None, texts: Sequence[Text]
+) -> dict[int, list[dict[str, Any]]]:
+    """Return what the checkpoints beside the one that is explained tell of training examples, by text."""
+    from lit_nlp.explain.influence import influences
+
+    if not isinstance(datamodule, TextDataModule) or ckpt_path is None:
+        raise ConfigError("influence needs the training data and a run's checkpoints", where="explain.influence")
+    datamodule.setup("fit")
+    written = sorted(Path(ckpt_path).parent.glob("*.ckpt"))
+    of_steps = {read_checkpoint(path)["global_step"]: path for path in written}
+    found = influences(module, list(of_steps.values()), datamodule.tables["train"], texts)
+    return {row: [vars(each) for each in some] for row, some in enumerate(found)}
 
 
 def _title(model: LightningModule) -> str:

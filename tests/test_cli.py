@@ -95,6 +95,24 @@ def test_explain_takes_one_text_and_a_target(project: Path) -> None:
     assert (row["text"], row["target"], row["method"]) == ("a good film", "negative", "integrated_gradients")
 
 
+def test_explain_compares_methods_and_says_which_to_trust(project: Path) -> None:
+    arguments = ["--methods", "saliency,feature_ablation", "--limit", "2", "--contrast", "negative", "--png", "1"]
+    assert lit_nlp("explain", "--ckpt_path", fitted(), *arguments) == 0
+    rows = lines("reports/sentiment/attributions.jsonl")
+    assert [row["method"] for row in rows] == ["saliency"] * 2 + ["feature_ablation"] * 2 + ["random"] * 2
+    assert rows[2]["target"] in ("positive rather than negative", "negative")
+    assert Path("reports/sentiment/row-1.png").read_bytes().startswith(b"\x89PNG")
+    assert "2 texts are too few to tell a method from random scores" in Path("reports/sentiment/index.html").read_text()
+
+
+def test_explain_shows_training_examples_that_spoke_for_a_prediction(project: Path) -> None:
+    arguments = ["--text", GOOD[0], "--influence", "true", "--method", "saliency"]
+    assert lit_nlp("explain", "--ckpt_path", fitted(), *arguments) == 0
+    page = Path("reports/sentiment/index.html").read_text()
+    assert "training examples that moved this" in page
+    assert "train.jsonl, line " in page
+
+
 def test_a_second_run_neither_fails_nor_overwrites(project: Path) -> None:
     first = Path(fitted()).read_bytes()
     assert lit_nlp("fit") == 0

@@ -204,7 +204,9 @@ METHODS: dict[str, Method] = {
 
 
 def _at_embeddings(batch: Batch, captum: Any, **options: Any) -> Credit:
-    found = captum.attribute(batch.embeddings, additional_forward_args=batch.fixed, **options)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Input Tensor .* did not already require gradients")
+        found = captum.attribute(batch.embeddings, additional_forward_args=batch.fixed, **options)
     return batch.per_word([credit.sum(-1) for credit in found]).detach()
 
 

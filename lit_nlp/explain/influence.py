@@ -1,0 +1,456 @@
+"""Which training examples spoke for a prediction: TracIn over a run's checkpoints, by Captum."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from captum.influence import TracInCP, TracInCPFast
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from lit_nlp.checkpoints import SECTION, read_checkpoint
+from lit_nlp.data.batching import plan_batches
+from lit_nlp.errors import CheckpointError, ConfigError, UserError, did_you_mean
+from lit_nlp.modules.base import TransformerModule, known_target
+from lit_nlp.modules.text_classification import TextClassificationModule, multi_label_losses, single_label_losses
+from lit_nlp.targets import Label
+from lit_nlp.tokenization import Text, Tokens
+
+_COLUMNS = ("input_ids", "label", "length", "text", "text_pair", "where")
+# How far a layer's outputs may lie from the logits that they are to be, as a share: bfloat16 rounds to 0.4 %.
+_ROUNDING = 0.02
+
+
+@dataclass(frozen=True)
+class Influence:
+    """One training example's part in one prediction.
+
+    Attributes:
+        row: Its number in the training table.
+        text: Its text, and `text_pair` the second one of a pair.
+        label: What the data says of it.
+        score: By how much a step on it at each checkpoint lowers the text's loss (above 0) or raises it, to first
+            order; in nats, of a regression in its squared units.
+        where: Its file and line.
+    """
+
+    row: int
+    text: str
+    text_pair: str | None
+    label: Label
+    score: float
+    where: str
+
+
+def influences(
+    module: TransformerModule,
+    checkpoints: Sequence[str | Path],
+    train: datasets.Dataset,
+    texts: Sequence[Text],
+    labels: Sequence[Label] | None = None,
+    *,
+    top: int = 5,
+    layers: Sequence[str] | None = None,
+    batch_size: int = 32,
+) -> list[list[Influence]]:
+    """Return the training examples that spoke most for what is said of each text, and against it.
+
+    The score of an example is the sum over checkpoints of the learning rate times the product of two gradients: of
+    the example's loss and of the text's (TracInCP; Pruthi et al. 2020, "Estimating Training Data Influence by
+    Tracing Gradient Descent"). It follows plain gradient descent, and knows nothing of AdamW's moments, of
+    `layer_decay` (the head's rate counts), of `class_weights`, `label_smoothing` and `focal_gamma`: the loss of a
+    row is its cross-entropy, its mean binary cross-entropy or its squared error. Dropout is off. A text in windows
+    is one row, with the mean of its windows' logits, as in training. Examples that the model gets wrong have large
+    gradients, and so may stand beside many texts.
+
+    Args:
+        module: A classifier; it is left as it was found.
+        checkpoints: Of the run that trained it. One that is given twice, as `best.ckpt` and `last.ckpt` of one step,
+            counts twice. At the end of a schedule that falls to 0, the rate is 0 and a checkpoint counts nothing;
+            where that is so of all, they count alike, with the module's `learning_rate`.
+        train: A set-up data module's `tables["train"]`, or rows selected from it.
+        texts: Texts, or pairs of texts.
+        labels: What is to be accounted for: the class, the classes, or the score of each text. None: what the module
+            says. Of a score that says little, since its error, and so its gradient, is 0 at the module's own weights.
+        top: At most this many proponents, and as many opponents, of each text.
+        layers: The layers whose weights' gradients count, by the dotted names in `module`; memory holds these
+            gradients of every text and of a batch. None: the head alone, the last linear layer, which is far quicker;
+            memory holds what it reads of every row.
+        batch_size: Rows that go through the module at once.
+
+    Returns:
+        For each text its proponents (score above 0), then its opponents (below 0), the strongest first.
+
+    Raises:
+        ConfigError: The module is no classifier, or arguments are out of range or don't go together.
+        CheckpointError: There is none, or one can't be read or is of another module.
+        UserError: The scores are not finite.
+    """
+    if not isinstance(module, TextClassificationModule):
+        raise ConfigError("influence needs a classifier", where=type(module).__name__)
+    _check(train, texts, labels, top=top, batch_size=batch_size)
+    _check_labels(train, module)
+    head = _head(module) if layers is None else None
+    parameters = [] if layers is None else _parameters(module, layers)
+    found = _read_all(checkpoints, module)
+    if not texts:
+        return []
+    given = labels if labels is not None else [said.label for said in module.predict_texts(texts, batch_size)]
+    asked = _texts(module, texts, given, batch_size)
+    rows = _table(module, train, batch_size)
+    scores = torch.zeros(len(texts), len(train), dtype=torch.double)
+    with module.attributing(), _weights_kept(module):
+        for checkpoint in found:
+            module.load_state_dict(checkpoint.weights)
+            if head is not None:
+                part = _by_head(module, head, checkpoint, asked, rows)
+            else:
+                part = _by_layers(module, layers or [], parameters, checkpoint, asked, rows)
+            scores[asked.order.unsqueeze(1), rows.order] += part.detach().double().cpu()
+    if not scores.isfinite().all():
+        raise UserError(
+            "the gradients at these checkpoints are not finite numbers",
+            mend="take checkpoints from before the weights diverged",
+        )
+    return [_strongest(module, train, row, top) for row in scores]
+
+
+# Captum's two ways, each at one checkpoint whose weights the module has already: Captum would load them again for
+# every batch.
+
+
+def _by_head(
+    module: TextClassificationModule, layer: nn.Linear, checkpoint: "_Checkpoint", asked: "_Rows", rows: "_Rows"
+) -> Float[Tensor, "texts rows"]:
+    """Return the products of the head's gradients, from what it reads of each row: Captum sees the head alone.
+
+    `TracInCPFast` leaves a bias out; so it becomes a weight of a constant input. And it takes a sequence for a row
+    and all its tokens for one; so windows, and the tokens that aren't pooled, are done away with before.
+    """
+    weight = _matrix(layer)
+    head = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    head.weight = nn.Parameter(weight)
+    seen, read = (
+        [(_read_by(layer, module, batch), target) for batch, target in _loader(each)] for each in (rows, asked)
+    )
+    inputs, targets = (torch.cat(each) for each in zip(*read, strict=True))
+    method = TracInCPFast(head, head, _loader(seen), [checkpoint], _learning_rate, _Loss(module.problem_type, "sum"))
+    return method.influence((inputs, targets))
+
+
+def _by_layers(
+    module: TextClassificationModule,
+    layers: Sequence[str],
+    parameters: list[nn.Parameter],
+    checkpoint: "_Checkpoint",
+    asked: "_Rows",
+    rows: "_Rows",
+) -> Float[Tensor, "texts rows"]:
+    """Return the products of some layers' gradients, with one backward pass a row."""
+    names, loss = [f"module.{name}" for name in layers], _Loss(module.problem_type, "none")
+    try:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        method = TracInCP(_Classifier(module), _loader(rows), [checkpoint], _learning_rate, names, loss)
+        return method.influence(_loader(asked))
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+
+
+def _learning_rate(_: nn.Module, checkpoint: "_Checkpoint") -> float:
+    return checkpoint.learning_rate
+
+
+class _Classifier(nn.Module):
+    """What Captum calls: a batch in, the logits of its rows out."""
+
+    def __init__(self, module: TextClassificationModule) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, batch: dict[str, Tensor]) -> Float[Tensor, "rows classes"]:
+        return self.module.forward_batch(batch)
+
+
+class _Loss(nn.Module):
+    """The loss of each row, or their sum, as the task has it without weights and smoothing."""
+
+    def __init__(self, problem_type: str, reduction: str) -> None:
+        super().__init__()
+        self.problem_type, self.reduction = problem_type, reduction
+
+    def forward(self, logits: Float[Tensor, "rows classes"], targets: Shaped[Tensor, "rows ..."]) -> Tensor:
+        if self.problem_type == "regression":
+            losses = F.mse_loss(logits, targets, reduction="none").mean(1)
+        elif self.problem_type == "multi_label":
+            losses = multi_label_losses(logits, targets, None, smoothing=0.0, gamma=0.0)
+        else:
+            losses = single_label_losses(logits, targets, None, smoothing=0.0, gamma=0.0)
+        return losses.sum() if self.reduction == "sum" else losses
+
+
+def _read_by(
+    layer: nn.Linear, module: TextClassificationModule, batch: dict[str, Tensor]
+) -> Float[Tensor, "rows features"]:
+    """Return what the layer reads of each row, with a 1 for its bias, so that its weights times this are the logits.
+
+    Raises:
+        ConfigError: The logits are not what the layer makes of it.
+    """
+    calls: list[tuple[Tensor, Tensor]] = []
+
+    def cut(_: nn.Module, read: tuple[Tensor, ...], written: Tensor) -> Tensor:
+        calls.append((read[0].detach(), written.detach().requires_grad_()))
+        return calls[-1][1]
+
+    hook = layer.register_forward_hook(cut)
+    try:
+        logits = module(**module.inputs(batch))
+    finally:
+        hook.remove()
+    if len(calls) == 1 and logits.requires_grad:
+        read, written = calls[0]
+        read = read.float() if layer.bias is None else F.pad(read.float(), (0, 1), value=1.0)
+        # A decoder's head writes at every token, and the logits are those of one: the one that they move with.
+        (moves,) = torch.autograd.grad(logits.sum(), written)
+        pooled = moves[..., :1] * read
+        pooled = pooled if pooled.ndim == 2 else pooled.sum(1)
+        error = (pooled @ _matrix(layer).T - logits).abs().max()
+        if not error > _ROUNDING * (logits.abs().max() + 1e-3):  # which holds too where neither is a number
+            return module.pool(pooled.detach(), batch["row"])
+    raise _no_head(module)
+
+
+@dataclass(frozen=True)
+class _Rows(Dataset[tuple[dict[str, Tensor], Tensor]]):
+    """Rows in batches of like length: what the module takes, and their targets.
+
+    Attributes:
+        module: Which pads them.
+        plan: The numbers of each batch's rows.
+        read: Returns the windows of some rows, and their labels.
+    """
+
+    module: TextClassificationModule
+    plan: list[list[int]]
+    read: Callable[[list[int]], tuple[list[list[Tokens]], list[Any]]]
+
+    @property
+    def order(self) -> Tensor:
+        """The rows as they come."""
+        return torch.tensor(list(chain(*self.plan)))
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __getitem__(self, batch: int) -> tuple[dict[str, Tensor], Tensor]:
+        rows = self.plan[batch]
+        windows, labels = self.read(rows)
+        numbers = [row for row, some in zip(rows, windows, strict=True) for _ in some]
+        device = self.module.device
+        padded = self.module.pad(list(chain(*windows)))
+        return padded | {"row": torch.tensor(numbers, device=device)}, torch.tensor(labels, device=device)
+
+
+def _table(module: TextClassificationModule, table: datasets.Dataset, batch_size: int) -> _Rows:
+    names = [name for name in ("input_ids", "token_type_ids") if name in table.column_names]
+    columns = table.select_columns([*names, "label"])
+
+    def read(rows: list[int]) -> tuple[list[list[Tokens]], list[Any]]:
+        some = columns[rows]
+        each = zip(*(some[name] for name in names), strict=True)
+        windows = [[dict(zip(names, window, strict=True)) for window in zip(*row, strict=True)] for row in each]
+        return windows, some["label"]
+
+    return _Rows(module, _plan(table["length"][:], batch_size), read)
+
+
+def _texts(module: TextClassificationModule, texts: Sequence[Text], labels: Sequence[Label], batch_size: int) -> _Rows:
+    encoded = module.encode(texts)
+    windows: list[list[Tokens]] = [[] for _ in texts]
+    for row, tokens in zip(encoded.row, encoded.sequences, strict=True):
+        windows[row].append(tokens)
+    targets = [_target(module, label) for label in labels]
+    lengths = [sum(len(tokens["input_ids"]) for tokens in some) for some in windows]
+    return _Rows(
+        module, _plan(lengths, batch_size), lambda rows: ([windows[i] for i in rows], [targets[i] for i in rows])
+    )
+
+
+def _plan(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    return plan_batches(np.array(lengths, dtype=np.int64).reshape(-1, 1), batch_size=batch_size)
+
+
+def _loader(batches: Any) -> DataLoader[Any]:
+    # Its own generator: without one, it would draw from the global state.
+    return DataLoader(batches, batch_size=None, collate_fn=lambda batch: batch, generator=torch.Generator())
+
+
+def _target(module: TextClassificationModule, label: Label) -> int | list[float]:
+    """Return a label as the loss takes it."""
+    if module.problem_type == "regression":
+        if not isinstance(label, int | float):
+            raise ConfigError(f"expected a score, got {label!r}", where="labels")
+        return [float(label)]
+    names = [
+        known_target(str(name), module.labels, "label") for name in (label if isinstance(label, list) else [label])
+    ]
+    if module.problem_type == "multi_label":
+        return [float(name in names) for name in module.labels]
+    if len(names) != 1:
+        raise ConfigError(f"expected one class, got {label!r}", where="labels")
+    return module.labels.index(names[0])
+
+
+def _strongest(
+    module: TextClassificationModule, train: datasets.Dataset, scores: Float[Tensor, " rows"], top: int
+) -> list[Influence]:
+    """Return proponents, then opponents; where scores are equal, in their order."""
+    found: list[Influence] = []
+    for sign in (1, -1):
+        strength, rows = (sign * scores).sort(descending=True, stable=True)
+        for row in rows[:top][strength[:top] > 0].tolist():
+            example = train[row]
+            label = module.label_of(torch.tensor(example["label"]))
+            score = float(scores[row])
+            found.append(Influence(row, example["text"], example["text_pair"], label, score, example["where"]))
+    return found
+
+
+# Checkpoints
+
+
+@dataclass(frozen=True)
+class _Checkpoint:
+    weights: Mapping[str, Tensor]
+    learning_rate: float
+
+
+def _read_all(checkpoints: Sequence[str | Path], module: TextClassificationModule) -> list[_Checkpoint]:
+    if isinstance(checkpoints, str):
+        raise ConfigError("expected a list of checkpoints, got one", where="checkpoints", mend="write [checkpoint]")
+    if not checkpoints:
+        raise CheckpointError("no checkpoint was given", mend="give those that `fit` wrote into checkpoints/")
+    found = [_read(path, module) for path in checkpoints]
+    if not any(checkpoint.learning_rate > 0 for checkpoint in found):
+        # All stand at the schedule's end; any rate that they share ranks alike.
+        found = [replace(checkpoint, learning_rate=module.learning_rate) for checkpoint in found]
+    return found
+
+
+def _read(path: str | Path, module: TextClassificationModule) -> _Checkpoint:
+    checkpoint = read_checkpoint(path)
+    own, weights = module.state_dict(), checkpoint["state_dict"]
+    written_by, asked = checkpoint[SECTION]["module"], type(module).__name__
+    problem = None
+    if written_by != asked:
+        problem = f"it was written by {written_by}, not by {asked}"
+    elif other := [name for name in [*own, *weights] if _shape(own, name) != _shape(weights, name)]:
+        problem = f"its weights are of another module: {other[0]} differs in shape, or is missing from one of both"
+    else:
+        for name in "labels", "problem_type":
+            trained = checkpoint["hyper_parameters"].get(name)
+            if trained != module.hparams.get(name):
+                problem = f"it was trained with {name}={trained}, the module with {module.hparams.get(name)}"
+    if problem is not None:
+        raise CheckpointError(problem, where=str(path), mend="give checkpoints of the run that trained the module")
+    # The groups of lower layers are slower where `layer_decay` says so.
+    rates = [group["lr"] for state in checkpoint.get("optimizer_states", []) for group in state["param_groups"]]
+    return _Checkpoint(weights, float(max(rates, default=module.learning_rate)))
+
+
+def _shape(weights: Mapping[str, Tensor], name: str) -> torch.Size | None:
+    return weights[name].shape if name in weights else None
+
+
+@contextmanager
+def _weights_kept(module: nn.Module) -> Iterator[None]:
+    """Put all weights back afterwards, bit by bit and in their place."""
+    kept = {name: weight.to("cpu", copy=True) for name, weight in module.state_dict().items()}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, weight in module.state_dict().items():
+                weight.copy_(kept[name])
+
+
+# Layers
+
+
+def _head(module: TextClassificationModule) -> nn.Linear:
+    linear = [part for part in module.model.modules() if isinstance(part, nn.Linear)]
+    if not linear or linear[-1].out_features != len(module.labels):
+        raise _no_head(module)
+    return linear[-1]
+
+
+def _no_head(module: TextClassificationModule) -> ConfigError:
+    return ConfigError(
+        "the logits are not what the last linear layer makes of what it reads",
+        where="layers",
+        mend=f"name layers, such as {', '.join(_linear_layers(module)[-3:]) or 'the embeddings'}",
+    )
+
+
+def _matrix(layer: nn.Linear) -> Float[Tensor, "classes features"]:
+    """Return a layer's weights, with its bias as the last column."""
+    weight = layer.weight.detach().float()
+    return weight if layer.bias is None else torch.cat([weight, layer.bias.detach().float().unsqueeze(1)], 1)
+
+
+def _parameters(module: TextClassificationModule, layers: Sequence[str]) -> list[nn.Parameter]:
+    """Return the weights of layers, each once."""
+    if isinstance(layers, str) or not layers:
+        raise ConfigError(f"expected a list of layers, got {layers!r}", where="layers")
+    known = {name: part for name, part in module.named_modules() if name and next(part.parameters(), None) is not None}
+    for name in layers:
+        if name not in known:
+            such = f"name one with weights, such as {', '.join(_linear_layers(module)[-3:])}"
+            raise ConfigError(
+                f"the model has no layer {name!r}", where="layers", mend=did_you_mean(name, known) or such
+            )
+    parameters = [parameter for name in layers for parameter in known[name].parameters()]
+    if len(set(parameters)) < len(parameters):
+        raise ConfigError(f"some weights belong to two of {', '.join(layers)}", where="layers", mend="name each once")
+    return parameters
+
+
+def _linear_layers(module: nn.Module) -> list[str]:
+    return [name for name, part in module.named_modules() if isinstance(part, nn.Linear)]
+
+
+def _check(train: datasets.Dataset, texts: Sequence[Text], labels: Sequence[Label] | None, **numbers: int) -> None:
+    if isinstance(texts, str):
+        raise ConfigError("expected a list of texts, got one text", where="texts", mend="write [text]")
+    if labels is not None and len(labels) != len(texts):
+        raise ConfigError(f"there are {len(texts)} texts but {len(labels)} labels", where="labels")
+    if missing := [name for name in _COLUMNS if name not in train.column_names]:
+        raise ConfigError(
+            f"the table has no column {missing[0]}", where="train", mend='give data.tables["train"], after data.setup()'
+        )
+    if not len(train) or train[0]["label"] is None:
+        raise ConfigError("the table has no rows with labels", where="train", mend="give the training rows")
+    for name, number in numbers.items():
+        if number < 1:
+            raise ConfigError(f"expected a number above 0, got {number}", where=name)
+
+
+def _check_labels(train: datasets.Dataset, module: TextClassificationModule) -> None:
+    """Refuse a table whose labels can't be the module's."""
+    labels, count, single = train["label"][:], len(module.labels), module.problem_type == "single_label"
+    if isinstance(labels[0], list) == single or (max(labels) >= count if single else len(labels[0]) != count):
+        raise ConfigError(
+            f"the table's labels are not those of the module, {', '.join(module.labels)} ({module.problem_type})",
+            where="train",
+            mend="give the data that it was trained on",
+        )
