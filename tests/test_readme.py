@@ -47,7 +47,7 @@ def test_the_commands_run_in_their_order(tmp_path: Path, monkeypatch: pytest.Mon
             ran += 1
         else:
             assert program in ("make", "pip")
-    assert ran == 9
+    assert ran == 11
 
 
 RESULTS = re.findall(r"^\|.*`(lit-nlp fit [^`]*)`.*\|$", README, re.MULTILINE)

@@ -13,6 +13,7 @@ import torch
 from captum._utils.models.linear_model import SkLearnLinearRegression
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from lit_nlp.errors import ConfigError, did_you_mean
 from lit_nlp.explain.batch import Batch, Game
@@ -119,6 +120,58 @@ def gradient_shap(batch: Batch, settings: Settings) -> Credit:
     return torch.stack(found)
 
 
+# Attention
+
+
+def attention_rollout(batch: Batch, settings: Settings) -> Credit:
+    """How attention passes from layer to layer from each word to where the score is read.
+
+    Abnar and Zuidema 2020, "Quantifying Attention Flow in Transformers": the product over layers of the heads' mean,
+    half of it replaced by the identity for the residual connection. Where the score is read is told by its gradient
+    behind the last attention. What a word's attention carries is not looked at: it is no explanation by itself.
+    """
+    model = next((part for part in batch.module.modules() if isinstance(part, PreTrainedModel)), None)  # type: ignore[attr-defined]
+    if model is None or model.config.is_encoder_decoder:
+        raise ConfigError("attention_rollout reads encoders and decoders alone", where="method")
+    embeddings = tuple(each.detach().requires_grad_() for each in batch.embeddings)
+    with _attentions(model) as seen:
+        score = batch.score_at(*embeddings, *batch.fixed)
+    if not seen:
+        raise ConfigError(f"{model.config.model_type} shows no attention", where="method")
+    (gradient,) = torch.autograd.grad(score.sum(), seen[-1][0])
+    reads = gradient.float().norm(dim=2)
+    rollout = reads / reads.sum(1, keepdim=True).clamp_min(torch.finfo(reads.dtype).tiny)
+    for _, weights in reversed(seen):
+        heads = weights.detach().float().mean(1)
+        rollout = 0.5 * rollout + 0.5 * (rollout.unsqueeze(1) @ heads).squeeze(1)
+    return batch.per_word([rollout])
+
+
+@contextmanager
+def _attentions(model: PreTrainedModel) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Collect each layer's attention: outputs `[batch, tokens, hidden]`, weights `[batch, heads, tokens, tokens]`.
+
+    Only the eager implementation has weights to show; the model's own comes back on exit.
+    """
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def remember(_: nn.Module, _given: Any, output: Any) -> None:
+        if isinstance(output, tuple) and len(output) > 1 and isinstance(output[1], Tensor) and output[1].ndim == 4:
+            if seen and seen[-1][1] is output[1]:
+                seen.pop()  # the same attention, behind the projection around it
+            seen.append((output[0], output[1]))
+
+    chosen = model.config._attn_implementation
+    hooks = [part.register_forward_hook(remember) for part in model.modules()]
+    try:
+        model.set_attn_implementation("eager")
+        yield seen
+    finally:
+        model.set_attn_implementation(chosen)
+        for hook in hooks:
+            hook.remove()
+
+
 # Words that are there or not
 
 
@@ -199,6 +252,11 @@ METHODS: dict[str, Method] = {
     ),
     "kernel_shap": Method(_by_game(kernel_shap), True, "The word's fair share of the score, by a regression."),
     "lime": Method(_by_game(lime), False, "The word's weight in a simple model around this text."),
+    "attention_rollout": Method(
+        attention_rollout,
+        False,
+        "Where attention goes, not what it carries: a look inside, and no explanation by itself.",
+    ),
     "random": Method(random, False, "Drawn at random: no explanation, but the floor for all others."),
 }
 

@@ -233,6 +233,29 @@ def test_a_layer_credits_words_with_what_it_makes_of_them():
     assert found.special_score == pytest.approx(expected[0] + expected[-1], abs=2e-3)
 
 
+def test_attention_is_rolled_out_over_the_layers_to_where_the_class_is_read():
+    module = fakes.bert().eval()
+    (found,) = attribute(module, TEXTS[:1], method="attention_rollout")
+    (sequence,) = module.encode(TEXTS[:1]).sequences
+    module.model.set_attn_implementation("eager")
+    layers = module.model(input_ids=torch.tensor([sequence["input_ids"]]), output_attentions=True).attentions
+    rolled = torch.eye(len(sequence["input_ids"]))
+    for attention in layers:
+        rolled = (0.5 * attention[0].mean(0) + 0.5 * torch.eye(len(rolled))) @ rolled
+    assert scores(found) == pytest.approx(rolled[0, 1:-1].tolist(), abs=1e-5)  # BERT's class is read at [CLS]
+    assert found.special_score == pytest.approx((rolled[0, 0] + rolled[0, -1]).item(), abs=1e-5)
+
+
+def test_attention_leaves_the_models_implementation_as_it_was():
+    module = fakes.llama()
+    before = module.model.config._attn_implementation
+    (found,) = attribute(module, TEXTS[:1], method="attention_rollout")
+    assert module.model.config._attn_implementation == before
+    assert sum(scores(found)) + found.special_score == pytest.approx(1, abs=1e-5)
+    with pytest.raises(ConfigError, match="method: attention_rollout reads encoders and decoders alone"):
+        attribute(fakes.bart(), TEXTS[:1], method="attention_rollout")
+
+
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
