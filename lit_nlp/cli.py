@@ -9,7 +9,8 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -33,7 +34,6 @@ from lit_nlp.data.base import Drawn, Split, TextDataModule
 from lit_nlp.errors import CheckpointError, ConfigError, NonFiniteError, UserError, did_you_mean
 from lit_nlp.files import unused, write_text
 from lit_nlp.modules.base import TransformerModule
-from lit_nlp.tokenization import Text
 
 # What decides which rows are held out, where there is no validation data.
 _HOLDING_OUT = {"seed", "val_fraction", "limit"}
@@ -130,6 +130,10 @@ class LitNLPTrainer(Trainer):
         reference: bool = False,
         baseline: str = "pad",
         layer: str | None = None,
+        tolerance: float = 0.01,
+        max_steps: int = 512,
+        samples: int | None = None,
+        seed: int = 0,
         influence: bool = False,
         batch_size: int = 16,
         png: int | None = None,
@@ -151,9 +155,13 @@ class LitNLPTrainer(Trainer):
             reference: Explain the data's own targets, token by token, and not what the model writes.
             baseline: What stands for a word that isn't there: pad, mask or unk.
             layer: Where layer_integrated_gradients looks, as in model.bert.encoder.layer.3.
+            tolerance: How far the scores may be from adding up, as a share of the change that they explain.
+            max_steps: Where integrated gradients stop doubling their steps.
+            samples: Draws of the methods that sample. By default as many as give stable results.
+            seed: What they draw by.
             influence: Show the training examples that spoke most for and against each prediction.
             batch_size: Sequences that are run at once; it bounds the memory.
-            png: Draw this row as a picture, too.
+            png: Draw this row of the split as a picture, too.
             output: The report's folder. By default reports/NAME.
         """
         from lit_nlp.explain import attribute, compare_methods, table, write_report
@@ -164,22 +172,24 @@ class LitNLPTrainer(Trainer):
         if reference and drawn.given is None:
             raise ConfigError("the texts have no targets to explain", where="explain.reference")
         module: Any = model.to(self.strategy.root_device)
-        outputs = {"outputs": drawn.given} if reference else {}
-        asked: dict[str, Any] = {
-            "target": target,
-            "contrast": contrast,
-            "baseline": baseline,
-            "layer": layer,
-            **outputs,
-        }
+        asked: dict[str, Any] = {"target": target, "contrast": contrast, "baseline": baseline, "layer": layer}
+        asked |= {"tolerance": tolerance, "max_steps": max_steps, "samples": samples, "seed": seed}
         asked |= {"batch_size": batch_size, "progress": True, "labels": drawn.given}
+        asked |= {"outputs": drawn.given} if reference else {}
+        if png is not None and png not in drawn.rows:
+            raise ConfigError(f"row {png} is none of those that are explained", where="explain.png")
+        shown = _influences(module, datamodule, ckpt_path, drawn, batch_size) if influence else None
         comparison = None
         if methods:
-            names = methods.split(",") if isinstance(methods, str) else methods
+            names = [each.strip() for each in methods.split(",")] if isinstance(methods, str) else methods
+            names = [each for each in names if each]
             attributions, compared, comparison = compare_methods(module, drawn.texts, names, **asked)
             rank_zero_info(table(compared))
         else:
             attributions = attribute(module, drawn.texts, method=method, **asked)
+        if not attributions:
+            raise UserError("nothing was said of these texts that could be explained", where="explain")
+        attributions = [replace(each, row=drawn.rows[each.row]) for each in attributions]
         facts = {
             "Checkpoint": str(ckpt_path),
             "Backbone": model.hparams["backbone"],
@@ -191,7 +201,7 @@ class LitNLPTrainer(Trainer):
             title=_title(model),
             facts=facts,
             comparison=comparison,
-            influences=_influences(module, datamodule, ckpt_path, drawn.texts) if influence else None,
+            influences=shown,
             png=png,
         )
         rank_zero_info(f"Report: {page}")
@@ -455,7 +465,10 @@ class LitNLPCLI(LightningCLI):
         if model.get("labels") and model.labels != trained_with.get("labels"):
             raise _conflict(config.ckpt_path, f"model.labels {model.labels}", f"labels {trained_with.get('labels')}")
         read_with = trained_with | checkpoint.get("datamodule_hyper_parameters", {})
-        holds_out = self.verb == "validate" and data.get("val") is None
+        splits = {"validate": "val", "explain": config.get("split")}
+        holds_out = data.get("val") is None and (
+            splits.get(self.verb) in ("train", "val") or bool(config.get("influence"))
+        )
         for name in sorted(set(data.keys()) & set(read_with) - {"backbone"} - (set() if holds_out else _HOLDING_OUT)):
             asked = list(dict.fromkeys(data[name].values())) if isinstance(data[name], dict) else data[name]
             if name not in self._on_command_line("data") | ({"labels"} if asked else set()):
@@ -601,7 +614,7 @@ def _product_seconds(matrix: torch.Tensor) -> float:
 
 
 def _influences(
-    module: Any, datamodule: LightningDataModule | None, ckpt_path: str | None, texts: Sequence[Text]
+    module: Any, datamodule: LightningDataModule | None, ckpt_path: str | None, drawn: Drawn, batch_size: int
 ) -> dict[int, list[dict[str, Any]]]:
     """Return what the checkpoints beside the one that is explained tell of training examples, by text."""
     from lit_nlp.explain.influence import influences
@@ -611,8 +624,9 @@ def _influences(
     datamodule.setup("fit")
     written = sorted(Path(ckpt_path).parent.glob("*.ckpt"))
     of_steps = {read_checkpoint(path)["global_step"]: path for path in written}
-    found = influences(module, list(of_steps.values()), datamodule.tables["train"], texts)
-    return {row: [vars(each) for each in some] for row, some in enumerate(found)}
+    train = datamodule.tables["train"]
+    found = influences(module, list(of_steps.values()), train, drawn.texts, batch_size=batch_size)
+    return {row: [vars(each) for each in some] for row, some in zip(drawn.rows, found, strict=True)}
 
 
 def _title(model: LightningModule) -> str:

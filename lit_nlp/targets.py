@@ -45,7 +45,7 @@ class AttributionTarget:
         parts: What these two are called.
         kind: `class`, `span` or `token`.
         prediction: What the module says of the text.
-        probability: Of what is explained to be said; None where there is none.
+        probability: Of the prediction; of a token that is written, that token's; None for a number.
         probabilities: Of what else might be said, the most probable first.
         readings: The sequences whose scores add up to the scalar: several where a text is read in windows.
         span: The characters of `text_pair` that a span or a token takes.

@@ -96,13 +96,24 @@ def test_explain_takes_one_text_and_a_target(project: Path) -> None:
 
 
 def test_explain_compares_methods_and_says_which_to_trust(project: Path) -> None:
-    arguments = ["--methods", "saliency,feature_ablation", "--limit", "2", "--contrast", "negative", "--png", "1"]
+    arguments = ["--methods", "saliency,feature_ablation", "--limit", "2", "--contrast", "negative"]
     assert lit_nlp("explain", "--ckpt_path", fitted(), *arguments) == 0
     rows = lines("reports/sentiment/attributions.jsonl")
     assert [row["method"] for row in rows] == ["saliency"] * 2 + ["feature_ablation"] * 2 + ["random"] * 2
     assert rows[2]["target"] in ("positive rather than negative", "negative")
-    assert Path("reports/sentiment/row-1.png").read_bytes().startswith(b"\x89PNG")
     assert "2 texts are too few to tell a method from random scores" in Path("reports/sentiment/index.html").read_text()
+
+
+def test_a_row_is_drawn_by_its_number_in_the_split(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = fitted()
+    arguments = ["--method", "saliency", "--limit", "8", "--png", "5"]
+    assert lit_nlp("explain", "--ckpt_path", checkpoint, *arguments) == 0
+    assert Path("reports/sentiment/row-5.png").read_bytes().startswith(b"\x89PNG")
+    assert [row["text"] for row in lines("reports/sentiment/attributions.jsonl")] == GOOD + BAD
+    assert lit_nlp("explain", "--ckpt_path", checkpoint, *arguments[:-1], "99") == 2
+    assert "explain.png: row 99 is none of those that are explained" in capsys.readouterr().err
+    assert lit_nlp("explain", "--ckpt_path", checkpoint, "--reference", "true") == 2
+    assert "outputs: SentimentModule writes nothing" in capsys.readouterr().err
 
 
 def test_explain_shows_training_examples_that_spoke_for_a_prediction(project: Path) -> None:

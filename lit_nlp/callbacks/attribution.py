@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lit_nlp.data.base import Drawn, Split, TextDataModule
@@ -51,9 +52,18 @@ class AttributionCallback(Callback):
         epoch = trainer.current_epoch + 1
         fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
         if fitting and self.every_n_epochs and epoch % self.every_n_epochs == 0:
-            self._explain(trainer, pl_module, self.split, f"epoch-{epoch}")
+            self._explain(trainer, pl_module, self.split, f"epoch-{epoch}-step-{trainer.global_step}")
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a strategy under which no process has the whole model.
+
+        Raises:
+            ConfigError: It shards the model.
+        """
+        if isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy):
+            raise ConfigError("a model in shards can't be explained while it fits", where="AttributionCallback")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Explain by the last weights."""
         self._explain(trainer, pl_module, self.split, "fit")
 
@@ -62,8 +72,11 @@ class AttributionCallback(Callback):
         self._explain(trainer, pl_module, "test", "test")
 
     def _explain(self, trainer: Trainer, module: Any, split: Split, name: str) -> None:
-        if not trainer.is_global_zero:
-            return
+        if trainer.is_global_zero:
+            self._report(trainer, module, split, name)
+        trainer.strategy.barrier("attributions")
+
+    def _report(self, trainer: Trainer, module: Any, split: Split, name: str) -> None:
         data = getattr(trainer, "datamodule", None)
         if not isinstance(data, TextDataModule):
             raise ConfigError("explanations need texts", where="AttributionCallback", mend="fit with a data module")
@@ -84,16 +97,22 @@ class AttributionCallback(Callback):
             return data.drawn(split, self.limit)
         drawn = data.drawn(split, _SEARCHED)
         said = module.predict_texts(drawn.texts)
-        if drawn.given is None or not hasattr(said[0], "label"):
+        given = drawn.given
+        if given is None or not hasattr(said[0], "label"):
             raise ConfigError("only classes with labels can be wrong", where="AttributionCallback.select")
-        wrong = [i for i, (one, given) in enumerate(zip(said, drawn.given, strict=True)) if one.label != given]
-        wrong.sort(key=lambda i: -(said[i].probability or 0.0))
+        wrong = [i for i, (one, label) in enumerate(zip(said, given, strict=True)) if one.label != label]
+        wrong.sort(key=lambda i: -_how_wrong(said[i], given[i]))
         return data.rows(split, [drawn.rows[i] for i in wrong[: self.limit]])
 
     def _folder(self, trainer: Trainer) -> Path:
         checkpointing = trainer.checkpoint_callback
         written = getattr(checkpointing, "dirpath", None)
         return Path(self.folder or written or trainer.default_root_dir)
+
+
+def _how_wrong(said: Any, given: Any) -> float:
+    """Return how sure a wrong prediction is, or how far off a number."""
+    return float(said.probability) if said.probability is not None else abs(said.label - given)
 
 
 def _table(attributions: Sequence[Attribution]) -> str:

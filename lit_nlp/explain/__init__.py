@@ -3,6 +3,7 @@
 from lit_nlp.explain.attribution import Attribution, attribute, games
 from lit_nlp.explain.comparison import compare_methods
 from lit_nlp.explain.faithfulness import Comparison, Faithfulness, compare, faithfulness, table
+from lit_nlp.explain.influence import Influence, influences
 from lit_nlp.explain.methods import METHODS
 from lit_nlp.explain.report import write_report
 from lit_nlp.explain.words import Word
@@ -12,12 +13,14 @@ __all__ = [
     "Attribution",
     "Comparison",
     "Faithfulness",
+    "Influence",
     "Word",
     "attribute",
     "compare",
     "compare_methods",
     "faithfulness",
     "games",
+    "influences",
     "table",
     "write_report",
 ]

@@ -1,8 +1,10 @@
 """A module and texts in, the words' scores out: all methods behind one call."""
 
+import inspect
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -27,7 +29,7 @@ class Attribution:
             or what the module wrote.
         label: The gold label, where it is known.
         prediction: What the module says of the text.
-        probability: Of what is explained; None for a number.
+        probability: Of the prediction; of a token that is written, that token's; None for a number.
         probabilities: Of each class, candidate, or token that might stand there, the most probable first.
         target: What is explained: the class, the answer, the token; `A rather than B` for a contrast.
         method: The method's name.
@@ -106,18 +108,67 @@ def attribute(
         ConfigError: An unknown method or target, or a number of labels other than that of texts.
         UserError: The module's scores are not finite.
     """
-    known = METHODS[_known(method, METHODS, "method")]
+    check_method(method)
     _check(texts, labels, tolerance=tolerance, max_steps=max_steps, batch_size=batch_size)
     if not texts:
         return []
-    given = {} if outputs is None else {"outputs": outputs}
     with module.attributing():
-        targets = module.attribution_targets(texts, target=target, contrast=contrast, batch_size=batch_size, **given)
-        ledger = _Ledger(module, targets, module.absence_id(baseline), batch_size)
-        settings = Settings(min(_FIRST_STEPS, max_steps), samples, layer, seed)
-        with tqdm(total=len(targets), disable=not progress, desc="explaining", unit="target") as bar:
-            for complete in ledger.fill(known, settings, tolerance, max_steps):
-                bar.update(len(complete))
+        targets = targets_of(module, texts, target=target, contrast=contrast, outputs=outputs, batch_size=batch_size)
+        return credited(
+            module,
+            targets,
+            method=method,
+            labels=labels,
+            baseline=baseline,
+            layer=layer,
+            tolerance=tolerance,
+            max_steps=max_steps,
+            samples=samples,
+            seed=seed,
+            batch_size=batch_size,
+            progress=progress,
+        )
+
+
+def targets_of(
+    module: Explainable, texts: Sequence[Text], *, outputs: Sequence[str] | None = None, **asked: Any
+) -> list[AttributionTarget]:
+    """Return what is to be explained of texts; in `attributing()`.
+
+    Raises:
+        ConfigError: There are outputs for a module that writes nothing, or it knows no such target.
+    """
+    if outputs is None:
+        return module.attribution_targets(texts, **asked)
+    if "outputs" not in inspect.signature(module.attribution_targets).parameters:
+        raise ConfigError(f"{type(module).__name__} writes nothing, so that there are no outputs", where="outputs")
+    return module.attribution_targets(texts, outputs=outputs, **asked)
+
+
+def credited(
+    module: Explainable,
+    targets: Sequence[AttributionTarget],
+    *,
+    method: str = "integrated_gradients",
+    labels: Sequence[Label | None] | None = None,
+    baseline: str = "pad",
+    layer: str | None = None,
+    tolerance: float = 0.01,
+    max_steps: int = 512,
+    samples: int | None = None,
+    seed: int = 0,
+    batch_size: int = 16,
+    progress: bool = False,
+) -> list[Attribution]:
+    """Credit the words of targets, as `attribute` does; in `attributing()`."""
+    known = METHODS[check_method(method)]
+    if samples is not None and samples < 2:
+        raise ConfigError(f"samples must be at least 2, got {samples}", where="samples")
+    ledger = _Ledger(module, targets, module.absence_id(baseline), batch_size)
+    settings = Settings(min(_FIRST_STEPS, max_steps), samples, layer, seed)
+    with tqdm(total=len(targets), disable=not progress, desc=method.replace("_", " "), unit="target") as bar:
+        for complete in ledger.fill(known, settings, tolerance, max_steps):
+            bar.update(len(complete))
     return [
         Attribution(
             text=each.text,
@@ -143,16 +194,25 @@ def attribute(
 
 
 def games(
-    module: Explainable, targets: Sequence[AttributionTarget], *, baseline: str = "pad", batch_size: int = 16
-) -> list[Game]:
-    """Return what words do to each target as a game, in the order of their words; to be played in `attributing()`."""
+    module: Explainable, targets: Iterable[AttributionTarget], *, baseline: str = "pad", batch_size: int = 16
+) -> Iterator[Game]:
+    """Yield what words do to each target as a game, in the order of its words; to be played in `attributing()`."""
     absence = module.absence_id(baseline)
-
-    def game(target: AttributionTarget) -> Game:
+    for target in targets:
         features = Features.of(target)
-        return Game([Batch(module, [each], [features], absence=absence, rows=batch_size) for each in target.readings])
+        yield Game([Batch(module, [each], [features], absence=absence, rows=batch_size) for each in target.readings])
 
-    return list(map(game, targets))
+
+def check_method(name: str) -> str:
+    """Return the name of a method.
+
+    Raises:
+        ConfigError: There is none of this name.
+    """
+    if name not in METHODS:
+        problem = f"method {name!r} is not one of {', '.join(METHODS)}"
+        raise ConfigError(problem, where="method", mend=did_you_mean(name, METHODS))
+    return name
 
 
 class _Ledger:
@@ -233,15 +293,6 @@ class _Ledger:
                 list(picked),
                 Batch(self._module, some, features, absence=self._absence, rows=self._batch_size),
             )
-
-
-def _known(name: str, names: Iterable[str], what: str) -> str:
-    known = list(names)
-    if name not in known:
-        raise ConfigError(
-            f"{what} {name!r} is not one of {', '.join(known)}", where=what, mend=did_you_mean(name, known)
-        )
-    return name
 
 
 def _check(texts: Sequence[Text], labels: Sequence[Label | None] | None, **numbers: int | float) -> None:

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
@@ -108,6 +108,11 @@ class Batch:
         found = self._look_up({**self.inputs, **absent})
         return tuple(found[layer][1] for layer in self.embedding_layers)
 
+    @property
+    def heard(self) -> Bool[Tensor, "batch words"]:
+        """Which words the model reads: not those that another window has, or that are written later."""
+        return torch.stack([(each > 0).any(1) for each in self._memberships.values()]).any(0).cpu()
+
     @cached_property
     def memberships(self) -> tuple[Float[Tensor, "batch tokens words"], ...]:
         """For each embedding layer, the share that each token which it reads has in each word."""
@@ -128,7 +133,7 @@ class Batch:
     @torch.no_grad()
     def change(self) -> Float[Tensor, " batch"]:
         """Return the score less the score without any word, in float64: what credit adds up to."""
-        full, empty = (self.score_at(*each, *self.fixed).double() for each in (self.embeddings, self.baselines))
+        full, empty = (self.score_at(*each, *self.fixed).cpu().double() for each in (self.embeddings, self.baselines))
         return full - empty
 
     def per_word(self, credits: Sequence[Float[Tensor, "batch tokens"]]) -> Float[Tensor, "batch words_and_rest"]:
@@ -137,8 +142,8 @@ class Batch:
 
     def per_word_of(self, layer: str, credit: Float[Tensor, "batch tokens"]) -> Float[Tensor, "batch words_and_rest"]:
         """Add up credit at the outputs of another layer, which stand where the tokens do that it reads."""
-        decoder = "decoder_input_ids" in self._memberships and "decoder" in layer.split(".")
-        membership = self._memberships["decoder_input_ids" if decoder else "input_ids"]
+        # Where there are two embedding layers, the second is the decoder's.
+        membership = self.memberships[-1 if "decoder" in layer.split(".") else 0]
         if credit.shape[1] != membership.shape[1]:
             raise ValueError(f"{layer} gives {credit.shape[1]} places for {membership.shape[1]} tokens")
         return _per_word(credit, membership)
@@ -160,12 +165,13 @@ class Batch:
         self, read: Int[Tensor, "batch tokens"], layer: nn.Module
     ) -> Float[Tensor, "batch tokens words"]:
         for name, membership in self._memberships.items():
-            ids = self.inputs[name]
-            if torch.equal(read, ids):
+            if torch.equal(read, self.inputs[name]):
                 return membership
-            if read.shape == ids.shape and torch.equal(read[:, 1:], ids[:, :-1]):
-                # A decoder that reads the ids of its encoder reads each one place further right.
-                return pad(membership[:, :-1], (0, 0, 1, 0))
+        ids, membership = self.inputs["input_ids"], self._memberships["input_ids"]
+        alone = "decoder_input_ids" not in self._memberships
+        if alone and read.shape == ids.shape and torch.equal(read[:, 1:], ids[:, :-1]):
+            # A decoder that reads the ids of its encoder reads each one place further right.
+            return pad(membership[:, :-1], (0, 0, 1, 0))
         raise ValueError(f"{type(layer).__name__} read other tokens than those of the input")
 
     @cached_property
@@ -244,7 +250,7 @@ def _played(
             replaced[layer] = torch.where(share == 1, full, empty + share * (full - empty))
         inputs = {name: tensor.expand(len(some), *tensor.shape[1:]) for name, tensor in batch.inputs.items()}
         with _hooked(replaced, _exchange(replaced)):
-            found.append(read(batch.module(**inputs), len(some)).double().cpu())
+            found.append(read(batch.module(**inputs), len(some)).cpu().double())
     return torch.cat(found)
 
 

@@ -7,7 +7,7 @@ import torch
 from tqdm import tqdm
 
 from lit_nlp.errors import ConfigError
-from lit_nlp.explain.attribution import Attribution, attribute, games
+from lit_nlp.explain.attribution import Attribution, check_method, credited, games, targets_of
 from lit_nlp.explain.explainable import Explainable
 from lit_nlp.explain.faithfulness import METRICS, RANDOM, Comparison, Faithfulness, Remembered, compare, faithfulness
 from lit_nlp.tokenization import Text
@@ -35,7 +35,7 @@ def compare_methods(
     Args:
         module: The module to explain.
         texts: Texts, or pairs of texts.
-        methods: Names in `METHODS`; `random` is always among them.
+        methods: Names in `METHODS`; random scores stand beside them.
         target: As for `attribute`, and so are the others.
         contrast: Explained with the target; the figures are of the target's own probability.
         outputs: What is taken as written.
@@ -49,26 +49,26 @@ def compare_methods(
         The attributions, method by method; how the methods compare; and the same as `write_report` draws it.
 
     Raises:
-        ConfigError: A method stands twice.
+        ConfigError: A method stands twice, or is unknown; or the module gives numbers, which have no probability.
     """
+    for method in methods:
+        check_method(method)
     if len(set(methods)) < len(methods):
         raise ConfigError(f"a method stands twice in {', '.join(methods)}", where="methods")
-    asked: dict[str, Any] = {"target": target, "contrast": contrast, "batch_size": batch_size}
-    asked |= {} if outputs is None else {"outputs": outputs}
-    shared = {**asked, **options, "baseline": baseline, "seed": seed, "progress": progress}
-    found = {method: attribute(module, texts, method=method, **shared) for method in dict.fromkeys([*methods, RANDOM])}
-    results: dict[str, list[Faithfulness | None]] = {method: [] for method in found}
-    with (
-        module.attributing(),
-        tqdm(total=len(next(iter(found.values()))), disable=not progress, desc="measuring") as bar,
-    ):
-        targets = module.attribution_targets(texts, **asked)
-        for i, game in enumerate(games(module, targets, baseline=baseline, batch_size=batch_size)):
-            played = Remembered(game)
+    with module.attributing():
+        targets = targets_of(module, texts, target=target, contrast=contrast, outputs=outputs, batch_size=batch_size)
+        if any(each.probability is None for each in targets):
+            raise ConfigError("methods are compared by probabilities, which a score has none of", where="methods")
+        shared = {**options, "baseline": baseline, "batch_size": batch_size, "seed": seed, "progress": progress}
+        found = {method: credited(module, targets, method=method, **shared) for method in [*methods, RANDOM]}
+        results: dict[str, list[Faithfulness | None]] = {method: [] for method in found}
+        played = games(module, targets, baseline=baseline, batch_size=batch_size)
+        bar = tqdm(played, total=len(targets), disable=not progress, desc="measuring", unit="target")
+        for i, game in enumerate(bar):
+            remembered = Remembered(game)
             for method, attributions in found.items():
-                results[method].append(faithfulness(played, _scores(attributions[i]), seed=seed))
-            bar.update()
-    comparison = compare(results, seed=seed)
+                results[method].append(faithfulness(remembered, _scores(attributions[i]), seed=seed))
+    comparison = compare(results, texts=[target.row for target in targets], seed=seed)
     return [each for method in found for each in found[method]], comparison, drawn(comparison, results)
 
 

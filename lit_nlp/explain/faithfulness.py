@@ -415,7 +415,9 @@ class Comparison:
     reason: str
 
 
-def compare(results: Mapping[str, Sequence[Faithfulness | None]], *, seed: int = 0) -> Comparison:
+def compare(
+    results: Mapping[str, Sequence[Faithfulness | None]], *, texts: Sequence[int] | None = None, seed: int = 0
+) -> Comparison:
     """Compare methods by what `faithfulness` found of the same texts, in the same order.
 
     A method is trusted that ranks best by its means over comprehensiveness, sufficiency, deletion and insertion among
@@ -423,6 +425,8 @@ def compare(results: Mapping[str, Sequence[Faithfulness | None]], *, seed: int =
 
     Args:
         results: By method; with one called `random`. A text that has None in one of them is left out of all.
+        texts: The number of each result's text, where several are of one, as the tokens of a written text are:
+            they count once, with their mean. None: each is a text of its own.
         seed: What the bootstrap draws by.
 
     Raises:
@@ -438,13 +442,15 @@ def compare(results: Mapping[str, Sequence[Faithfulness | None]], *, seed: int =
     counts = {method: len(texts) for method, texts in results.items()}
     if len(set(counts.values())) > 1:
         raise ValueError(f"expected the same texts for all methods, got {counts}")
-    rows = [row for row in zip(*results.values(), strict=True) if None not in row]
-    columns = zip(*rows, strict=True) if rows else ((),) * len(results)
+    numbers = range(max(counts.values())) if texts is None else texts
+    rows = [(row, number) for *row, number in zip(*results.values(), numbers, strict=True) if None not in row]
+    columns = zip(*(row for row, _ in rows), strict=True) if rows else ((),) * len(results)
     by_method = dict(zip(results, columns, strict=True))
-    figures = {method: _figures(texts, by_method[RANDOM], seed) for method, texts in by_method.items()}
+    kept = [number for _, number in rows]
+    figures = {method: _figures(found, by_method[RANDOM], kept, seed) for method, found in by_method.items()}
     ranks = _ranks(figures) if rows else {}
-    trusted, reason = _trusted(figures, ranks, len(rows))
-    return Comparison(len(rows), figures, ranks, trusted, reason)
+    trusted, reason = _trusted(figures, ranks, len(set(kept)))
+    return Comparison(len(set(kept)), figures, ranks, trusted, reason)
 
 
 def table(comparison: Comparison, metrics: Sequence[str] = tuple(METRICS)) -> str:
@@ -474,18 +480,33 @@ def _cell(figure: Figure | None) -> str:
     return f"{figure.value.mean:.3f} [{figure.value.low:.3f}, {figure.value.high:.3f}]{mark}"
 
 
-def _figures(texts: Sequence[Faithfulness], floor: Sequence[Faithfulness], seed: int) -> dict[str, Figure]:
-    found = {}
+def _figures(
+    found: Sequence[Faithfulness], floor: Sequence[Faithfulness], texts: Sequence[int], seed: int
+) -> dict[str, Figure]:
+    figures = {}
     for name, metric in METRICS.items():
-        values = [metric.of(text) for text in texts]
-        defined = [value for value in values if value is not None]
+        values = [metric.of(each) for each in found]
+        defined = _by_text(values, texts)
         if not defined:
             continue
-        at_random = [metric.of(text) for text in floor]
-        gains = [a - b for a, b in zip(values, at_random, strict=True) if a is not None and b is not None]
-        over_random = _estimate(gains, seed) if texts is not floor and gains else None
-        found[name] = Figure(_estimate(defined, seed), over_random, _verdict(over_random, higher=metric.higher))
-    return found
+        at_random = [metric.of(each) for each in floor]
+        gains = [None if a is None or b is None else a - b for a, b in zip(values, at_random, strict=True)]
+        over_random = (
+            _estimate(_by_text(gains, texts), seed)
+            if found is not floor and any(gain is not None for gain in gains)
+            else None
+        )
+        figures[name] = Figure(_estimate(defined, seed), over_random, _verdict(over_random, higher=metric.higher))
+    return figures
+
+
+def _by_text(values: Sequence[float | None], texts: Sequence[int]) -> list[float]:
+    """Return the mean of each text's figures, of those that are defined."""
+    grouped: dict[int, list[float]] = {}
+    for value, text in zip(values, texts, strict=True):
+        if value is not None:
+            grouped.setdefault(text, []).append(value)
+    return [math.fsum(some) / len(some) for some in grouped.values()]
 
 
 def _verdict(over_random: Estimate | None, *, higher: bool) -> Literal["better", "worse", "open"]:

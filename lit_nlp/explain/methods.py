@@ -84,7 +84,7 @@ def integrated_gradients(batch: Batch, settings: Settings) -> Credit:
 
 def layer_integrated_gradients(batch: Batch, settings: Settings) -> Credit:
     """Gradients integrated along the line between a layer's outputs for the baseline and for the text."""
-    layer = _layer(batch.module, settings.layer)
+    layer = _layer(batch, settings.layer)
     method = ca.LayerIntegratedGradients(batch.score_at, layer)
     found: Any = method.attribute(
         batch.embeddings, baselines=batch.baselines, additional_forward_args=batch.fixed, **_path(batch, settings)
@@ -144,7 +144,8 @@ def attention_rollout(batch: Batch, settings: Settings) -> Credit:
     for _, weights in reversed(seen):
         heads = weights.detach().float().mean(1)
         rollout = 0.5 * rollout + 0.5 * (rollout.unsqueeze(1) @ heads).squeeze(1)
-    return batch.per_word([rollout])
+    # Of a text in windows, each has its share.
+    return batch.per_word([rollout * batch.weights.clamp_min(0).sum(1, keepdim=True)])
 
 
 @contextmanager
@@ -212,8 +213,10 @@ def random(batch: Batch, settings: Settings) -> Credit:
     found = []
     for row in range(len(batch)):
         with _seeded(batch.game(row).readings[0], settings.seed):
-            found.append(_widened(torch.cat([torch.randn(len(batch.features[row])), torch.zeros(1)]), batch.words))
-    return torch.stack(found)
+            drawn = torch.randn(len(batch.features[row]))
+            found.append(_widened(torch.cat([drawn, torch.zeros(1)]), batch.words))
+    heard = torch.cat([batch.heard, torch.zeros(len(batch), 1, dtype=torch.bool)], dim=1)
+    return torch.stack(found).where(heard, 0.0)
 
 
 def _by_game(play: Callable[[Game, Settings], Float[Tensor, " words"]]) -> Callable[[Batch, Settings], Credit]:
@@ -288,13 +291,25 @@ def _widened(credit: Float[Tensor, " own_words_and_rest"], words: int) -> Float[
     return torch.cat([credit[:-1], credit.new_zeros(words - len(credit) + 1), credit[-1:]])
 
 
-def _layer(module: Any, name: str | None) -> nn.Module:
-    known = dict(module.named_modules())
-    such = f"name one, such as {list(known)[len(known) // 2]}"
+def _layer(batch: Batch, name: str | None) -> nn.Module:
+    """Return a module by its name, if it gives one vector a token and isn't where integration begins."""
+    known = {path: part for path, part in batch.module.named_modules() if path}  # type: ignore[attr-defined]
+    such = f"name one, such as {next((path for path in known if path[-1].isdigit()), next(iter(known)))}"
     if name is None:
         raise ConfigError("layer_integrated_gradients needs a layer", where="layer", mend=such)
     if name not in known:
         raise ConfigError(f"the model has no layer {name!r}", where="layer", mend=did_you_mean(name, known) or such)
+    given: list[Any] = []
+    handle = known[name].register_forward_hook(lambda _layer, _read, output: given.append(output))
+    try:
+        batch.change()
+    finally:
+        handle.remove()
+    first = given[0][0] if given and isinstance(given[0], tuple) else next(iter(given), None)
+    tokens = {ids.shape for ids in (batch.inputs[each] for each in batch.readings[0].places)}
+    by_token = isinstance(first, Tensor) and first.ndim == 3 and first.shape[:2] in tokens
+    if not by_token or known[name] in batch.embedding_layers:
+        raise ConfigError(f"{name} doesn't give one vector for each token", where="layer", mend=such)
     return known[name]
 
 

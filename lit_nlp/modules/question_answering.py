@@ -328,7 +328,7 @@ class QuestionAnsweringModule(TransformerModule):
 
         Of a start or end of -1, the other's log probability alone.
         """
-        logs = outputs.log_softmax(1).gather(1, target.clamp_min(0).unsqueeze(1)).squeeze(1)
+        logs = outputs.float().log_softmax(1).gather(1, target.clamp_min(0).unsqueeze(1)).squeeze(1)
         return logs.where(target >= 0, 0.0).sum(1)
 
     def attribution_targets(
@@ -345,7 +345,7 @@ class QuestionAnsweringModule(TransformerModule):
             texts: Tuples of question and context.
             target: `answer`: the best span; its `start` or its `end` alone; or `no answer`. None: what is answered.
             contrast: Another of these, whose log probability is taken off: of an answer and `no answer`, what is
-                left are the odds by which the module decides.
+                left are the odds in that window; the module decides by the lowest of all.
             batch_size: Windows that are run at once.
 
         Raises:
@@ -354,6 +354,10 @@ class QuestionAnsweringModule(TransformerModule):
         for where, name in ("target", target), ("contrast", contrast):
             if name is not None:
                 known_target(name, self.targets(), where)
+        if contrast is not None and target is None:
+            target = "answer" if contrast == "no answer" else "no answer"
+        if contrast is not None and target == contrast:
+            raise ConfigError(f"{contrast!r} can't be told apart from itself", where="contrast")
         answers = self.predict_texts(cast(Sequence[tuple[str, str]], texts), batch_size)
         encoded = self.encode(texts)
         windows: list[list[int]] = [[] for _ in texts]

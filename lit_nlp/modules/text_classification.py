@@ -291,6 +291,7 @@ class TextClassificationModule(TransformerModule):
         self, outputs: Float[Tensor, "batch classes"], target: Int[Tensor, " batch"]
     ) -> Float[Tensor, " batch"]:
         """Return the log probability of each row's target class; of a regression the score itself."""
+        outputs = outputs.float()
         if self.problem_type == "regression":
             return self.score(outputs, target)
         logs = F.logsigmoid(outputs) if self.problem_type == "multi_label" else outputs.log_softmax(1)
@@ -329,8 +330,10 @@ class TextClassificationModule(TransformerModule):
         found = []
         for row, said in enumerate(self.predict_texts(texts, batch_size)):
             ranked = dict(sorted(said.probabilities.items(), key=lambda item: -item[1]))
-            chosen = target or next((name for name in ranked if name != contrast), self.labels[0])
-            weights = {chosen: 1.0} | ({contrast: -1.0} if contrast not in (None, chosen) else {})
+            chosen = target or next((name for name in ranked or self.labels if name != contrast), contrast)
+            if chosen == contrast:
+                raise ConfigError(f"{contrast!r} can't be told apart from itself", where="contrast")
+            weights = {chosen: 1.0} | ({contrast: -1.0} if contrast else {})
             terms = [(weight / len(readings[row]), [self.labels.index(str(name))]) for name, weight in weights.items()]
             found.append(
                 AttributionTarget(

@@ -306,7 +306,7 @@ class TextToTextModule(TransformerModule):
                         prediction=one.text,
                         probability=of_tokens[i].probability,
                         probabilities=self._by_name(of_tokens[i].most_probable, {token: name}),
-                        readings=[replace(one.reading, terms=terms)],
+                        readings=[_until(at, replace(one.reading, terms=terms))],
                         span=(place.start, place.end),
                     )
                 )
@@ -436,6 +436,13 @@ def _by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
     order = sorted((i for i, length in enumerate(lengths) if length), key=lambda i: -lengths[i])
     for begin in range(0, len(order), batch_size):
         yield order[begin : begin + batch_size]
+
+
+def _until(place: int, reading: Reading) -> Reading:
+    """Return a reading without what stands behind a place of its logits, where nothing is looked at."""
+    name = "decoder_input_ids" if "decoder_input_ids" in reading.inputs else "input_ids"
+    inputs = reading.inputs | {name: reading.inputs[name][: place + 1]}
+    return replace(reading, inputs=inputs, places=reading.places | {name: reading.places[name][: place + 1]})
 
 
 def _rows(batch: Batch, count: int) -> list[int | None]:

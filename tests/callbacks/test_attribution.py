@@ -38,7 +38,7 @@ def test_reports_stand_in_the_folder_after_every_nth_epoch_and_at_the_end(bert: 
     trainer.fit(module, data)
     trainer.test(module, data, verbose=False)
     written = {path.parent.name for path in (tmp_path / "run" / "attributions").glob("*/index.html")}
-    assert written == {"epoch-2", "epoch-4", "fit", "test"}
+    assert written == {"epoch-2-step-4", "epoch-4-step-8", "fit", "test"}
     for name in written:
         rows = explained(tmp_path / "run" / "attributions" / name)
         assert len(rows) == 3
