@@ -223,10 +223,14 @@ class QuestionAnsweringDataModule(TextDataModule):
                 " where the answer stands."
             )
         if lost := pc.sum(columns["in_no_window"]).as_py():
+            # They would be trained as questions without an answer.
+            left_out = "; they are left out of training" if split == "train" else ""
             rank_zero_warn(
                 f"{split}: the answers to {lost} of {len(table)} questions fit whole in no window of"
-                f" max_length={self.max_length} tokens with doc_stride={self.doc_stride}; raise either."
+                f" max_length={self.max_length} tokens with doc_stride={self.doc_stride}{left_out}; raise either."
             )
+            if split == "train":
+                table = table.select([row for row, nowhere in enumerate(table["in_no_window"][:]) if not nowhere])
         return table
 
 
@@ -360,15 +364,10 @@ def _only_mention(context: str, bare: str, where: str) -> Gold:
 
 
 def _nearest(context: str, bare: str, at: int) -> set[int]:
-    """Return where the answer stands within a few characters of a place, as whole words if it does so anywhere.
-
-    Two places, where it is as near to one as to the other.
-    """
+    """Return where the answer stands within a few characters of a place, as whole words if it does so anywhere."""
     near = range(max(0, at - _NEAR_CHARACTERS), at + _NEAR_CHARACTERS + 1)
     places = [place for place in near if context.startswith(bare, place)]
-    places = [place for place in places if _is_whole(context, place, place + len(bare))] or places
-    nearest = min((abs(place - at) for place in places), default=0)
-    return {place for place in places if abs(place - at) == nearest}
+    return {place for place in places if _is_whole(context, place, place + len(bare))} or set(places)
 
 
 def _is_whole(context: str, start: int, end: int) -> bool:

@@ -67,6 +67,10 @@ class TextToTextDataModule(TextDataModule):
         """The arguments of `PairTokenizer` that name languages."""
         return {}
 
+    def kept(self, table: datasets.Dataset, split: Split) -> datasets.Dataset:
+        """Return a split's rows without those that are to be left out."""
+        return table
+
     # What they share
 
     @cached_property
@@ -163,7 +167,7 @@ class TextToTextDataModule(TextDataModule):
         """Return half as many tokens again as the longest training target has; None without training data."""
         if self.sources["train"] is None:
             return None
-        longest = int(_sizes(self._table("train"), "target_ids").max(initial=1))
+        longest = int(_sizes(self.kept(self._table("train"), "train"), "target_ids").max(initial=1))
         return min(round(_ROOM_TO_WRITE * longest) + 1, self.pairs.max_target_length)
 
 

@@ -100,7 +100,13 @@ class TranslationDataModule(TextToTextDataModule):
             f" {self.max_length_ratio:g} times as long as the other, the first in {table[suspect[0]]['where']}; "
             + ("they are left out." if drops else "data.drop_suspect trains without them.")
         )
-        return table.select(sorted(set(range(len(table))) - set(suspect))) if drops else table
+        return self.kept(table, split)
+
+    def kept(self, table: datasets.Dataset, split: Split) -> datasets.Dataset:
+        """Return the rows without suspect pairs, where they are to be left out of training."""
+        if split != "train" or not self.drop_suspect:
+            return table
+        return table.select([row for row, suspect in enumerate(table["suspect"][:]) if not suspect])
 
     def _found(self, split: Split) -> dict[str, str | list[str]]:
         """Return where the texts stand in lines, and in the hub's rows of a `translation` object."""

@@ -127,7 +127,7 @@ def _warm_started(location: Location, config: PreTrainedConfig, chosen: dict[str
         decoder = AutoModelForCausalLM.from_pretrained(
             **location.arguments, **chosen, config=both.decoder, dtype=torch.float32
         )
-    return EncoderDecoderModel(encoder=encoder, decoder=decoder, config=both)
+        return EncoderDecoderModel(encoder=encoder, decoder=decoder, config=both)
 
 
 def _both_halves(config: PreTrainedConfig) -> EncoderDecoderConfig:

@@ -1,5 +1,6 @@
 """Generative question answering: an answer written word by word, measured by its words."""
 
+import re
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
@@ -59,7 +60,8 @@ class GenerativeQuestionAnsweringModule(TextToTextModule):
 class RougeL(Metric):
     """ROUGE-L's F1 in percent, as a sum over answers: torchmetrics' keeps a list, which processes can't join.
 
-    Each text counts with the best of its references.
+    Each text counts with the best of its references. Words are runs of letters and digits of any script, where the
+    original drops all but ASCII.
     """
 
     full_state_update = False
@@ -73,10 +75,15 @@ class RougeL(Metric):
 
     def update(self, preds: list[str], target: list[list[str]]) -> None:
         """Add texts, each with its references."""
-        mean = rouge_score(preds, target, accumulate="best", rouge_keys="rougeL")["rougeL_fmeasure"]
+        scores = rouge_score(preds, target, accumulate="best", rouge_keys="rougeL", normalizer=_letters)
+        mean = scores["rougeL_fmeasure"]
         self.total += float(mean) * len(preds)
         self.texts += len(preds)
 
     def compute(self) -> dict[str, Tensor]:
         """Return `rouge_l`."""
         return {"rouge_l": 100 * self.total / self.texts}
+
+
+def _letters(text: str) -> str:
+    return re.sub(r"[\W_]+", " ", text.lower())

@@ -299,6 +299,8 @@ def test_a_right_start_is_left_alone_also_where_the_text_stands_twice() -> None:
     ("context", "text", "start", "meant"),
     [
         ("ab xy ab", "ab", 3, "0 or 6"),
+        # Near enough to be meant is near enough to be mistaken.
+        ("the cat, the cat.", "cat", 9, "4 or 13"),
         # Five bytes lead to one, the nearest character to the other.
         ("éé 1 ,1", "1", 5, "3 or 6"),
     ],
@@ -309,8 +311,8 @@ def test_a_start_that_may_mean_two_places_is_refused(context: str, text: str, st
     assert str(caught.value) == f"here: answer_start {start} may mean answer '{text}' at {meant}; correct answer_start"
 
 
-def test_of_two_places_near_a_start_the_nearest_is_meant() -> None:
-    assert locate("ab x ab", "ab", 1, "here") == Gold(0, 2, repaired=True)
+def test_a_start_with_one_place_near_it_means_that() -> None:
+    assert locate("ab x and so on ab", "ab", 1, "here") == Gold(0, 2, repaired=True)
 
 
 def test_a_whole_word_is_meant_before_a_part_of_one() -> None:

@@ -431,7 +431,11 @@ def test_given_outputs_are_explained_token_by_token(writer: Any) -> None:
             token for token in ids if token not in writer.pairs.special
         ]
         assert {target.text_pair for target in of_row} == {writer.pairs.decode(ids)}
-        assert all(target.readings[0].inputs is of_row[0].readings[0].inputs for target in of_row)
+        for target in of_row:
+            (reading,) = target.readings
+            ((_, (place, _)),) = reading.terms
+            name = "input_ids" if writer.pairs.start is None else "decoder_input_ids"
+            assert len(reading.inputs[name]) == len(reading.places[name]) == place + 1  # nothing that comes later
 
 
 def test_the_log_probabilities_of_the_tokens_add_up_to_the_loss(writer: Any) -> None:
@@ -541,9 +545,10 @@ def test_an_answer_is_explained_over_the_question_as_it_is_read(t5: str) -> None
 
 def test_a_chat_template_is_credited_with_nothing(llama: str) -> None:
     module = TranslationModule(llama, num_beams=1, max_length=64, prompt="<s>user: {source}\nassistant:")
-    target, *_ = module.attribution_targets(["a film"], outputs=["ein Film"])
+    *_, target = module.attribution_targets(["a film"], outputs=["ein Film"])
     (reading,) = target.readings
+    ((_, (_, last)),) = reading.terms
     ids, places = reading.inputs["input_ids"], reading.places["input_ids"]
     credited = [token for token, place in zip(ids, places, strict=True) if place is not None]
-    assert module.tokenizer.decode(credited).replace(" ", "") == "afilmeinFilm"
-    assert module.tokenizer.decode(ids) == "<s>user: a film\nassistant:ein Film"
+    assert module.tokenizer.decode([*credited, last]).replace(" ", "") == "afilmeinFilm"
+    assert module.tokenizer.decode([*ids, last]) == "<s>user: a film\nassistant:ein Film"
