@@ -94,12 +94,12 @@ class Batch:
         return self.module.embedding_layers()
 
     @cached_property
-    def embeddings(self) -> tuple[Float[Tensor, "batch tokens hidden"], ...]:
+    def embeddings(self) -> tuple[Float[Tensor, "batch _ hidden"], ...]:
         """What each embedding layer gives for the texts."""
         return tuple(self._lookups[layer][1] for layer in self.embedding_layers)
 
     @cached_property
-    def baselines(self) -> tuple[Float[Tensor, "batch tokens hidden"], ...]:
+    def baselines(self) -> tuple[Float[Tensor, "batch _ hidden"], ...]:
         """What they would give if there were no words; special tokens stay."""
         absent = {
             name: self.inputs[name].masked_fill(self._memberships[name].sum(2) > 0, self.absence)
@@ -114,7 +114,7 @@ class Batch:
         return torch.stack([(each > 0).any(1) for each in self._memberships.values()]).any(0).cpu()
 
     @cached_property
-    def memberships(self) -> tuple[Float[Tensor, "batch tokens words"], ...]:
+    def memberships(self) -> tuple[Float[Tensor, "batch _ words"], ...]:
         """For each embedding layer, the share that each token which it reads has in each word."""
         return tuple(self._membership_of(self._lookups[layer][0], layer) for layer in self.embedding_layers)
 
@@ -136,7 +136,7 @@ class Batch:
         full, empty = (self.score_at(*each, *self.fixed).cpu().double() for each in (self.embeddings, self.baselines))
         return full - empty
 
-    def per_word(self, credits: Sequence[Float[Tensor, "batch tokens"]]) -> Float[Tensor, "batch words_and_rest"]:
+    def per_word(self, credits: Sequence[Float[Tensor, "batch _"]]) -> Float[Tensor, "batch words_and_rest"]:
         """Add the credit of tokens up to that of words; in a last column what special tokens have."""
         return torch.stack(list(map(_per_word, credits, self.memberships))).sum(0)
 

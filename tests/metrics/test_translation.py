@@ -1,5 +1,6 @@
 import multiprocessing
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 import sacrebleu
 import torch
 from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.tokenizers import Tokenizer
 
 from lit_nlp.metrics.question_answering import SquadMetric, f1
 from lit_nlp.metrics.translation import SacreMetric
@@ -44,11 +46,24 @@ def measured_by(rank: int, results: Any, store: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+class Words(Tokenizer):
+    """rouge_score's words, of any script."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return re.findall(r"[^\W_]+", text.lower())
+
+
+def test_rouge_reads_every_script() -> None:
+    for said, reference, expected in ("Привет, мир", "привет мир", 100), ("東京", "大阪", 0), ("3 %", "3 $", 100):
+        metric = RougeL()
+        metric.update([said], [[reference]])
+        assert float(metric.compute()["rouge_l"]) == pytest.approx(expected)
+
+
 def test_processes_with_unequal_shares_find_what_one_does(tmp_path: Path) -> None:
     said = hypotheses()
-    rouge = [
-        RougeScorer(["rougeL"]).score(text, other)["rougeL"].fmeasure for text, other in zip(GERMAN, said, strict=True)
-    ]
+    scorer = RougeScorer(["rougeL"], tokenizer=Words())
+    rouge = [scorer.score(text, other)["rougeL"].fmeasure for text, other in zip(GERMAN, said, strict=True)]
     squad = [f1(text, [other]) for text, other in zip(said, GERMAN, strict=True)]
     expected = [sacrebleu.corpus_bleu(said, [GERMAN]).score, 100 * sum(rouge) / 6, 100 * sum(squad) / 6]
     with multiprocessing.get_context("spawn").Manager() as manager:
