@@ -34,6 +34,7 @@ class GenerativeQuestionAnsweringDataModule(TextToTextDataModule):
             text=text if split == "predict" or listed else (*text, "answer"),
             optional_text=("context",),
             value="answers" if listed and split != "predict" else None,
+            flag="is_impossible" if listed and split != "predict" else None,
             blank_value=True,
             mapping=({"question": "text"} if lines else {}) | self.columns,
             names=self.column_names,

@@ -95,6 +95,7 @@ class QuestionAnsweringDataModule(TextDataModule):
             text=("question", "context"),
             value=None if split == "predict" else "answers",
             key="id",
+            flag=None if split == "predict" else "is_impossible",
             blank_value=True,
             mapping=self.columns,
             names=self.column_names,
@@ -314,8 +315,16 @@ def listed_answers(row: Row) -> list[tuple[str, int | None]]:
     """Return the texts and starts of a row's answers, whatever their form.
 
     Raises:
-        DataError: They have none of the known forms.
+        DataError: They have none of the known forms, or `is_impossible` says otherwise.
     """
+    found, impossible = _listed(row), row.values.get("is_impossible")
+    if impossible is not None and impossible == bool(found):
+        problem = f"is_impossible is {str(impossible).lower()}, but there are {len(found)} answers"
+        raise DataError(problem, where=row.where, mend="correct one of the two")
+    return found
+
+
+def _listed(row: Row) -> list[tuple[str, int | None]]:
     answers = row.values["answers"]
     if answers in ("", {"text": "", "answer_start": ""}):
         return []

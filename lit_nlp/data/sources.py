@@ -80,6 +80,7 @@ class Columns:
         optional_text: Further ones, read where the file has them; what `mapping` names must be there.
         value: Canonical column that may hold a string, number, bool, list or object. None: not read.
         key: Canonical column with the rows' names, strings or whole numbers; read where the file has it.
+        flag: Canonical column that holds whether something is so; read where the file has it.
         mapping: Canonical column -> the file's column, or a list of columns: texts are joined with a blank, the value
             becomes a dict of them. A column that isn't named here keeps its own name.
         names: The columns of a CSV or TSV that has no header.
@@ -93,6 +94,7 @@ class Columns:
     optional_text: tuple[str, ...] = ()
     value: str | None = None
     key: str | None = None
+    flag: str | None = None
     mapping: Mapping[str, str | list[str]] = field(default_factory=dict)
     names: list[str] | None = None
     blank: bool = False
@@ -680,6 +682,8 @@ def _wanted(columns: Columns) -> list[_Wanted]:
         wanted.append(_Wanted(columns.value, listed(columns.value), one if single else partial(_by_column, one)))
     if columns.key is not None:
         wanted.append(_Wanted(columns.key, listed(columns.key), _key, optional=columns.key not in columns.mapping))
+    if columns.flag is not None:
+        wanted.append(_Wanted(columns.flag, listed(columns.flag), _flag, optional=columns.flag not in columns.mapping))
     return wanted
 
 
@@ -742,6 +746,15 @@ def _key(record: dict[str, Any], columns: list[str], where: str) -> str:
         problem = f"column {columns[0]!r} holds {_kind(value)}, which names no row"
         raise DataError(problem, where=where, mend="write a string or a whole number")
     return str(value)
+
+
+def _flag(record: dict[str, Any], columns: list[str], where: str) -> bool:
+    value = _cell(record, columns[0])
+    told = str(value).lower()
+    if told not in ("true", "false", "1", "0"):
+        problem = f"column {columns[0]!r} holds {_kind(value)}, neither true nor false"
+        raise DataError(problem, where=where, mend="write true or false")
+    return told in ("true", "1")
 
 
 def _value_or_blank(record: dict[str, Any], columns: list[str], where: str) -> Any:

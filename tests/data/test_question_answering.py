@@ -143,6 +143,19 @@ def test_texts_and_starts_may_stand_in_columns_of_their_own(make: Make) -> None:
         make("rows.csv", columns={"answers": ["answer"]})
 
 
+@pytest.mark.parametrize(("impossible", "answers"), [(True, ["story"]), (False, [])])
+def test_answers_and_a_flag_that_contradict_each_other_are_refused(
+    make: Make, impossible: bool, answers: list[str]
+) -> None:
+    with pytest.raises(DataError) as caught:
+        only_batch(make(answered(answers, is_impossible=impossible)))
+    assert str(caught.value) == (
+        f"rows.jsonl, line 1, id q9: is_impossible is {str(impossible).lower()}, but there are {len(answers)} answers;"
+        " correct one of the two"
+    )
+    assert spans(only_batch(make(answered(answers, is_impossible=not impossible)))) == (answers or [None])
+
+
 def test_blank_cells_of_a_flat_file_make_a_question_without_an_answer(make: Make) -> None:
     Path("rows.csv").write_text(f"question,context,answer,start\nwhat,{CONTEXT},story,27\nwho,{CONTEXT},,\n")
     module = make("rows.csv", columns={"answers": ["answer", "start"]})
