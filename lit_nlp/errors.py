@@ -59,3 +59,17 @@ def did_you_mean(got: str, known: Iterable[str]) -> str | None:
     """Return the question that points to the known word nearest to `got`, if one is near."""
     near = get_close_matches(got, list(known), n=1)
     return f"did you mean {near[0]!r}?" if near else None
+
+
+def known_name(name: str, names: Iterable[str], where: str) -> str:
+    """Return a name that is one of those known.
+
+    Raises:
+        ConfigError: It is none of them.
+    """
+    known = list(names)
+    if name not in known:
+        raise ConfigError(
+            f"{where} {name!r} is not one of {', '.join(known)}", where=where, mend=did_you_mean(name, known)
+        )
+    return name

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from lit_nlp.errors import ConfigError, UserError, did_you_mean
+from lit_nlp.errors import ConfigError, UserError, known_name
 from lit_nlp.explain.batch import Batch, Features, Game
 from lit_nlp.explain.explainable import Explainable
 from lit_nlp.explain.methods import METHODS, Method, Settings
@@ -108,7 +108,7 @@ def attribute(
         ConfigError: An unknown method or target, or a number of labels other than that of texts.
         UserError: The module's scores are not finite.
     """
-    check_method(method)
+    known_name(method, METHODS, "method")
     _check(texts, labels, tolerance=tolerance, max_steps=max_steps, batch_size=batch_size)
     if not texts:
         return []
@@ -161,7 +161,7 @@ def credited(
     progress: bool = False,
 ) -> list[Attribution]:
     """Credit the words of targets, as `attribute` does; in `attributing()`."""
-    known = METHODS[check_method(method)]
+    known = METHODS[known_name(method, METHODS, "method")]
     if samples is not None and samples < 2:
         raise ConfigError(f"samples must be at least 2, got {samples}", where="samples")
     ledger = _Ledger(module, targets, module.absence_id(baseline), batch_size)
@@ -203,18 +203,6 @@ def games(
         yield Game([Batch(module, [each], [features], absence=absence, rows=batch_size) for each in target.readings])
 
 
-def check_method(name: str) -> str:
-    """Return the name of a method.
-
-    Raises:
-        ConfigError: There is none of this name.
-    """
-    if name not in METHODS:
-        problem = f"method {name!r} is not one of {', '.join(METHODS)}"
-        raise ConfigError(problem, where="method", mend=did_you_mean(name, METHODS))
-    return name
-
-
 class _Ledger:
     """The credit of every word, and the change of score that a target's credit should add up to.
 
@@ -237,7 +225,7 @@ class _Ledger:
                 self._credit[i].zero_()
                 self._change[i] = 0.0
             for picked, batch in self._batches(waiting):
-                credits = method.credit(batch, settings).double().cpu()
+                credits = method.credit(batch, settings).cpu().double()
                 for i, change, credit in zip(picked, batch.change().tolist(), credits, strict=True):
                     words = len(self._features[i])
                     self._change[i] += change

@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from lit_nlp.errors import ConfigError
-from lit_nlp.explain.attribution import Attribution, check_method, credited, games, targets_of
+from lit_nlp.errors import ConfigError, known_name
+from lit_nlp.explain.attribution import Attribution, credited, games, targets_of
 from lit_nlp.explain.explainable import Explainable
 from lit_nlp.explain.faithfulness import METRICS, RANDOM, Comparison, Faithfulness, Remembered, compare, faithfulness
+from lit_nlp.explain.methods import METHODS
 from lit_nlp.tokenization import Text
 
 _CURVES = ("deletion", "insertion")
@@ -52,7 +53,7 @@ def compare_methods(
         ConfigError: A method stands twice, or is unknown; or the module gives numbers, which have no probability.
     """
     for method in methods:
-        check_method(method)
+        known_name(method, METHODS, "method")
     if len(set(methods)) < len(methods):
         raise ConfigError(f"a method stands twice in {', '.join(methods)}", where="methods")
     with module.attributing():

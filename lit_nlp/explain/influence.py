@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from lit_nlp.checkpoints import SECTION, read_checkpoint
 from lit_nlp.data.batching import plan_batches
-from lit_nlp.errors import CheckpointError, ConfigError, UserError, did_you_mean
-from lit_nlp.modules.base import TransformerModule, known_target
+from lit_nlp.errors import CheckpointError, ConfigError, UserError, did_you_mean, known_name
+from lit_nlp.modules.base import TransformerModule
 from lit_nlp.modules.text_classification import TextClassificationModule, multi_label_losses, single_label_losses
 from lit_nlp.targets import Label
 from lit_nlp.tokenization import Text, Tokens
@@ -114,7 +114,7 @@ def influences(
                 part = _by_head(module, head, checkpoint, asked, rows)
             else:
                 part = _by_layers(module, layers or [], parameters, checkpoint, asked, rows)
-            scores[asked.order.unsqueeze(1), rows.order] += part.detach().double().cpu()
+            scores[asked.order.unsqueeze(1), rows.order] += part.detach().cpu().double()
     if not scores.isfinite().all():
         raise UserError(
             "the gradients at these checkpoints are not finite numbers",
@@ -301,9 +301,7 @@ def _target(module: TextClassificationModule, label: Label) -> int | list[float]
         if not isinstance(label, int | float):
             raise ConfigError(f"expected a score, got {label!r}", where="labels")
         return [float(label)]
-    names = [
-        known_target(str(name), module.labels, "label") for name in (label if isinstance(label, list) else [label])
-    ]
+    names = [known_name(str(name), module.labels, "label") for name in (label if isinstance(label, list) else [label])]
     if module.problem_type == "multi_label":
         return [float(name in names) for name in module.labels]
     if len(names) != 1:

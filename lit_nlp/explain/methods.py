@@ -35,10 +35,10 @@ class Settings:
         seed: What random numbers begin with, in each text anew, so that a text's result is its own.
     """
 
-    steps: int = 16
-    samples: int | None = None
-    layer: str | None = None
-    seed: int = 0
+    steps: int
+    samples: int | None
+    layer: str | None
+    seed: int
 
 
 @dataclass(frozen=True)

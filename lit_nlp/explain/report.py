@@ -23,6 +23,7 @@ from markupsafe import Markup
 
 from lit_nlp.errors import ConfigError
 from lit_nlp.explain.attribution import Attribution
+from lit_nlp.explain.faithfulness import RANDOM
 from lit_nlp.explain.methods import METHODS
 from lit_nlp.explain.words import Word
 from lit_nlp.files import write_jsonl, write_text
@@ -35,7 +36,6 @@ _STRONGEST = 6
 _CLASSES = 6
 _OVERVIEW_WORDS = 8
 _PAGE = 20
-_FLOOR = "random"
 _WIDTH, _HEIGHT = 320, 160  # of a chart's plane, in units of its SVG
 
 
@@ -302,17 +302,17 @@ def overview(cards: Iterable[Card]) -> list[Pushes]:
 def compare(comparison: Mapping[str, Any]) -> dict[str, Any]:
     """Return the comparison as it is drawn: a row of cells a method, and the lines of each chart."""
     metrics, methods = comparison["metrics"], comparison["methods"]
-    floor = methods.get(_FLOOR, {})
+    floor = methods.get(RANDOM, {})
 
     def cell(method: str, metric: str) -> dict[str, Any] | None:
         found = methods[method].get(metric)
         if found is None:
             return None
-        lowest = floor.get(metric) if method != _FLOOR else None
+        lowest = floor.get(metric) if method != RANDOM else None
         like = lowest is not None and found["low"] <= lowest["high"] and lowest["low"] <= found["high"]
         return {**found, "like_floor": like}
 
-    order = sorted(methods, key=lambda name: (name != comparison.get("trusted"), name == _FLOOR))
+    order = sorted(methods, key=lambda name: (name != comparison.get("trusted"), name == RANDOM))
     curves = comparison.get("curves") or {}
     charts = [_chart(name, {m: curves[m][name] for m in order if curves.get(m, {}).get(name)}) for name in _CHARTS]
     return {

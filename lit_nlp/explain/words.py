@@ -62,24 +62,3 @@ def shares(
         touched = [word for word in word_at[span[0] : span[1]] if word >= 0] or [following]
         found.append({word: characters / len(touched) for word, characters in Counter(touched).items()})
     return found
-
-
-def words(text: str, offsets: Sequence[tuple[int, int]], scores: Sequence[float]) -> list[Word]:
-    """Give the scores of tokens to the words in which they lie; no score is lost.
-
-    Tokens may overlap and repeat, as windows make them: their scores add up.
-
-    Args:
-        text: The original text.
-        offsets: For each token, its characters in the text, as `shares` takes them.
-        scores: For each token, its score.
-
-    Returns:
-        All words of the text, also those that no token covers.
-    """
-    spans = find_words(text)
-    totals = [0.0] * len(spans)
-    for share, score in zip(shares(text, spans, offsets), scores, strict=True):
-        for word, part in share.items():
-            totals[word] += score * part
-    return [Word(text[a:b], a, b, total) for (a, b), total in zip(spans, totals, strict=True)]

@@ -18,7 +18,7 @@ from torchmetrics import MetricCollection
 from transformers import PreTrainedConfig, get_scheduler
 
 from lit_nlp.checkpoints import SECTION, check_primitives, pack_backbone, read_checkpoint
-from lit_nlp.errors import CheckpointError, ConfigError, NonFiniteError, did_you_mean
+from lit_nlp.errors import CheckpointError, ConfigError, NonFiniteError
 from lit_nlp.files import json_lines
 from lit_nlp.modules.backbones import check_vocabulary, load_model
 from lit_nlp.modules.optimization import freeze as freeze_parameters
@@ -518,20 +518,6 @@ def _is_distributed() -> bool:
 
 def _row_numbers(batch: Batch, rows: int) -> list[int]:
     return torch.unique_consecutive(batch["row"]).tolist() if "row" in batch else list(range(rows))
-
-
-def known_target(name: str, names: Iterable[str], where: str = "target") -> str:
-    """Return the name of what can be explained.
-
-    Raises:
-        ConfigError: It is none of the names.
-    """
-    known = list(names)
-    if name not in known:
-        raise ConfigError(
-            f"{where} {name!r} is not one of {', '.join(known)}", where=where, mend=did_you_mean(name, known)
-        )
-    return name
 
 
 def require(holds: bool, problem: str) -> None:

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from torchmetrics import MetricCollection
 from transformers import AutoModel, AutoModelForQuestionAnswering, PreTrainedConfig
 
-from lit_nlp.errors import ConfigError
+from lit_nlp.errors import ConfigError, known_name
 from lit_nlp.files import json_lines
 from lit_nlp.metrics.question_answering import SquadMetric, exact_match, f1
-from lit_nlp.modules.base import Batch, EvaluationSplit, Files, TransformerModule, as_json, known_target, require
+from lit_nlp.modules.base import Batch, EvaluationSplit, Files, TransformerModule, as_json, require
 from lit_nlp.targets import AttributionTarget, Place, Reading
 from lit_nlp.tokenization import Encoded, Text, context_offsets, encode_windows, no_answer_positions
 
@@ -353,7 +353,7 @@ class QuestionAnsweringModule(TransformerModule):
         """
         for where, name in ("target", target), ("contrast", contrast):
             if name is not None:
-                known_target(name, self.targets(), where)
+                known_name(name, self.targets(), where)
         if contrast is not None and target is None:
             target = "answer" if contrast == "no answer" else "no answer"
         if contrast is not None and target == contrast:

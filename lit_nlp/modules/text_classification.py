@@ -14,9 +14,9 @@ from torchmetrics import classification as tc
 from torchmetrics import regression as tr
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig
 
-from lit_nlp.errors import ConfigError
+from lit_nlp.errors import ConfigError, known_name
 from lit_nlp.files import json_lines
-from lit_nlp.modules.base import Batch, EvaluationSplit, Files, TransformerModule, as_json, known_target, require
+from lit_nlp.modules.base import Batch, EvaluationSplit, Files, TransformerModule, as_json, require
 from lit_nlp.targets import AttributionTarget, Place, Reading
 from lit_nlp.tokenization import Encoded, Text, Tokens, encode
 
@@ -318,7 +318,7 @@ class TextClassificationModule(TransformerModule):
         """
         for where, name in ("target", target), ("contrast", contrast):
             if name is not None:
-                known_target(name, self.labels, where)
+                known_name(name, self.labels, where)
         encoded = self.encode(texts)
         readings: list[list[Tokens]] = [[] for _ in texts]
         places: list[list[list[Place | None]]] = [[] for _ in texts]

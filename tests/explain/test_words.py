@@ -3,7 +3,7 @@ import random
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from lit_nlp.explain.words import Word, find_words, words
+from lit_nlp.explain.words import Word, find_words, shares
 
 TEXTS = [
     "Don't panic, it's only 3.5% of 1,000!",
@@ -14,6 +14,16 @@ TEXTS = [
     "नमस्ते दुनिया, 한국어 단어.",
     "wait... what?!",
 ]
+
+
+def words(text: str, offsets: list[tuple[int, int]], scores: list[float]) -> list[Word]:
+    """Give the scores of tokens to the words by their shares."""
+    spans = find_words(text)
+    totals = [0.0] * len(spans)
+    for share, score in zip(shares(text, spans, offsets), scores, strict=True):
+        for word, part in share.items():
+            totals[word] += score * part
+    return [Word(text[a:b], a, b, total) for (a, b), total in zip(spans, totals, strict=True)]
 
 
 def texts_of(text: str) -> list[str]:
