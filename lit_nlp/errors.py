@@ -73,3 +73,9 @@ def known_name(name: str, names: Iterable[str], where: str) -> str:
             f"{where} {name!r} is not one of {', '.join(known)}", where=where, mend=did_you_mean(name, known)
         )
     return name
+
+
+def require(holds: bool, problem: str, where: str, mend: str | None = None) -> None:
+    """Raise a ConfigError where a condition doesn't hold."""
+    if not holds:
+        raise ConfigError(problem, where=where, mend=mend)

@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -39,6 +41,31 @@ def written_whole(path: Path, *, keep_earlier: bool = False) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_written_whole(folder: Path, *, replace: bool) -> Iterator[Path]:
+    """Give an empty folder beside the target to write files to, which becomes the target once it is whole.
+
+    Args:
+        replace: Put it in the place of an earlier one. Otherwise that one stays.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=folder.parent, suffix=".part"))
+    try:
+        yield partial
+        for file in partial.iterdir():
+            file.chmod(0o644)
+        partial.chmod(0o755)
+        if replace:
+            shutil.rmtree(folder, ignore_errors=True)
+        try:
+            os.replace(partial, folder)
+        except OSError:
+            if not folder.exists():  # else another process of the run was faster
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_text(path: Path, text: str, *, keep_earlier: bool = True) -> None:

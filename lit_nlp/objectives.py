@@ -14,12 +14,10 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lit_nlp.errors import BackboneError, ConfigError
+from lit_nlp.errors import BackboneError, require
 from lit_nlp.tokenization import IGNORED, Tokens
 
 Objective = Literal["masked", "causal", "denoising"]
-
-# What transformers' losses leave out.
 
 
 class Documents(NamedTuple):
@@ -76,9 +74,11 @@ class Examples:
         whole_words: bool = False,
         span_length: float = 3.0,
     ) -> None:
-        _require(0 < mask_probability < 1, f"mask_probability must lie between 0 and 1, got {mask_probability}")
-        _require(span_length >= 1, f"span_length must be at least 1, got {span_length}")
-        _require(objective == "masked" or not whole_words, f"whole_words goes with masked only, not with {objective}")
+        require(0 < mask_probability < 1, f"mask_probability must lie between 0 and 1, got {mask_probability}", "data")
+        require(span_length >= 1, f"span_length must be at least 1, got {span_length}", "data")
+        require(
+            objective == "masked" or not whole_words, f"whole_words goes with masked only, not with {objective}", "data"
+        )
         self.tokenizer, self.objective, self.max_length = tokenizer, objective, max_length
         self.mask_probability, self.whole_words, self.span_length = mask_probability, whole_words, span_length
         self.before, self.after = _around(tokenizer)
@@ -228,7 +228,7 @@ class Examples:
                 room += 1
         least = 1 if self.objective == "masked" else 2
         mend = "raise max_length"
-        _require(room >= least, f"max_length={self.max_length} leaves no room for text", mend)
+        require(room >= least, f"max_length={self.max_length} leaves no room for text", "data", mend)
         if self.objective == "denoising":
             _, spans = spans_of(room, self.mask_probability, self.span_length)
             if not self._sentinels:
@@ -238,7 +238,7 @@ class Examples:
                     mend="choose T5 or one of its kin",
                 )
             known = f"the tokenizer has {len(self._sentinels)} sentinels, but {spans} spans are hidden of a block"
-            _require(spans <= len(self._sentinels), known, "lower max_length, or raise span_length")
+            require(spans <= len(self._sentinels), known, "data", mend="lower max_length, or raise span_length")
         return room
 
 
@@ -381,8 +381,3 @@ def _around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
 def _padded(rows: Sequence[list[int]], value: int) -> Int[Tensor, "batch sequence"]:
     longest = max(map(len, rows))
     return torch.tensor([row + [value] * (longest - len(row)) for row in rows])
-
-
-def _require(holds: bool, problem: str, mend: str | None = None) -> None:
-    if not holds:
-        raise ConfigError(problem, where="data", mend=mend)

@@ -8,10 +8,7 @@ import hashlib
 import json
 import math
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +19,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTraine
 
 from lit_nlp.architecture import architecture
 from lit_nlp.errors import BackboneError, did_you_mean
-from lit_nlp.files import cache_folder
+from lit_nlp.files import cache_folder, folder_written_whole
 
 PREFIX = "scratch:"
 _SENTINELS = 100
@@ -83,7 +80,9 @@ def with_tokenizer(backbone: str, texts: Iterable[str], corpus: Any) -> str:
     folder = cache_folder() / "backbones" / key[:32]
     if not folder.exists():
         tokenizer = train_tokenizer(config, texts)
-        _write(folder, tokenizer, fitting(config, tokenizer))
+        with folder_written_whole(folder, replace=False) as partial:
+            tokenizer.save_pretrained(partial)
+            fitting(config, tokenizer).save_pretrained(partial)
     return f"{PREFIX}{folder}"
 
 
@@ -152,15 +151,3 @@ def fitting(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerFast) -> Pre
             changes[name] = len(tokenizer) if name == "decoder_vocab_size" else tokenizer.eos_token_id
     config.update({name: value for name, value in changes.items() if value is not None})
     return config
-
-
-def _write(folder: Path, tokenizer: PreTrainedTokenizerFast, config: PreTrainedConfig) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = tempfile.mkdtemp(dir=folder.parent, suffix=".part")
-    try:
-        tokenizer.save_pretrained(partial)
-        config.save_pretrained(partial)
-        with suppress(OSError):  # another process of the run was faster
-            os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,6 +23,8 @@ IGNORED = -100
 # A limit that says "none was set": transformers writes 1e30 into such a tokenizer.
 _UNLIMITED = 1_000_000
 _DEFAULT_MAX_LENGTH = 512
+# Tokens of a window of a question's context, unless told otherwise: what BERT was fine-tuned with on SQuAD.
+WINDOW_LENGTH = 384
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
@@ -255,6 +257,14 @@ def _check_room(
 
 def _counts(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[int]:
     return [len(ids) for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]]
+
+
+def by_length(lengths: Iterable[int], batch_size: int) -> Iterator[list[int]]:
+    """Yield the numbers of sequences of like length, the longest first; what has no length is left out."""
+    numbered = sorted(((length, i) for i, length in enumerate(lengths) if length), key=lambda each: -each[0])
+    order = [i for _, i in numbered]
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
 
 
 def pad(sequences: Sequence[Tokens], pad_token_id: int) -> dict[str, Int[Tensor, "batch sequence"]]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lit_nlp.errors import UserError
-from lit_nlp.files import unused, write_jsonl, write_text
+from lit_nlp.files import folder_written_whole, unused, write_jsonl, write_text
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -99,3 +99,34 @@ def test_a_name_that_is_taken_gets_the_first_free_number(tmp_path: Path) -> None
     (tmp_path / "run-2").mkdir()
     (tmp_path / "run-4").mkdir()
     assert unused(tmp_path / "run") == tmp_path / "run-3"
+
+
+def test_a_folder_appears_whole_and_can_be_read_by_all(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "backbone"
+    with folder_written_whole(target, replace=False) as partial:
+        (partial / "config.json").write_text("{}")
+        assert not target.exists()
+    assert [path.name for path in target.parent.rglob("*")] == ["backbone", "config.json"]
+    assert (target.stat().st_mode & 0o777, (target / "config.json").stat().st_mode & 0o777) == (0o755, 0o644)
+
+
+@pytest.mark.parametrize(("replace", "left"), [(True, "new"), (False, "old")])
+def test_a_folder_that_is_there_is_replaced_only_where_asked(tmp_path: Path, replace: bool, left: str) -> None:
+    target = tmp_path / "backbone"
+    target.mkdir()
+    (target / "old").touch()
+    with folder_written_whole(target, replace=replace) as partial:
+        (partial / "new").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["backbone", left]
+
+
+def test_a_folder_that_fails_half_way_leaves_the_earlier_one(tmp_path: Path) -> None:
+    def fail() -> None:
+        with folder_written_whole(tmp_path / "backbone", replace=True) as partial:
+            (partial / "new").touch()
+            raise RuntimeError("out of memory")
+
+    (tmp_path / "backbone").mkdir()
+    with pytest.raises(RuntimeError):
+        fail()
+    assert [path.name for path in tmp_path.rglob("*")] == ["backbone"]

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_nlp.errors import ConfigError
 from lit_nlp.pretrained import load_tokenizer
-from lit_nlp.tokenization import Encoded, encode, pad, resolve_max_length
+from lit_nlp.tokenization import Encoded, by_length, encode, pad, resolve_max_length
 
 LONG = "the acting is good but the story is bad, dull and far too long to be any fun"
 SHORT = "a warm and moving film"
@@ -255,3 +255,8 @@ def test_the_padding_of_a_pair_is_of_token_type_zero(tokenizer: PreTrainedTokeni
 
 def test_sequences_of_one_length_need_no_padding(tokenizer: PreTrainedTokenizerBase) -> None:
     assert pad(encode(tokenizer, [SHORT, SHORT], max_length=64).sequences, 0)["attention_mask"].all()
+
+
+def test_sequences_go_together_by_length_the_longest_first_and_empty_ones_nowhere() -> None:
+    assert list(by_length([2, 0, 5, 3, 2], 2)) == [[2, 3], [0, 4]]
+    assert list(by_length([], 2)) == []

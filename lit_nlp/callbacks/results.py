@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lit_nlp.callbacks.spool import Spool
@@ -19,7 +20,9 @@ _ROWS_AT_ONCE = 256
 
 
 class ResultsWriter(Callback):
-    """Writes `metrics.json`, after `test` a table, and after `test` and `predict` the files that the module makes.
+    """Writes `metrics.json`, the table of an evaluation, and the files that the module makes of rows.
+
+    Those of `validate` lie in a folder `val`, so that those of a test by the same names stay apart.
 
     Args:
         folder: The run's folder.
@@ -38,13 +41,23 @@ class ResultsWriter(Callback):
         """Go on after the validations of the run that is resumed."""
         self._validations = list(state_dict["validations"])
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the rows of a `validate` that broke off; while fitting none are kept."""
+        self._rows = Spool(self.folder) if trainer.state.fn == TrainerFn.VALIDATING else None
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        """Keep what the validation step returned of each row."""
+        self._keep(outputs)
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember the metrics of a validation; `validate` writes them at once."""
+        """Remember the metrics of a validation; `validate` writes what it measured at once."""
         if trainer.sanity_checking:
             return
         self._validations.append(_scalars(trainer, "val/"))
-        if trainer.state.fn == "validate":
-            self._write_metrics(trainer, self._validations[-1])
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._write_evaluation(trainer, pl_module, "val", self.folder / "val")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the validation metrics of the best checkpoint."""
@@ -62,16 +75,11 @@ class ResultsWriter(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
         """Keep what the test step returned of each row."""
-        if isinstance(outputs, dict):
-            cast(Spool, self._rows).extend(outputs.get("rows", []))
+        self._keep(outputs)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write metrics, their table, and the files that the module makes of the rows."""
-        metrics = _scalars(trainer, "test/")
-        self._write_metrics(trainer, metrics)
-        if trainer.is_global_zero:
-            write_text(self.folder / "test.md", _table(metrics, pl_module))
-        self._write_files(trainer, getattr(pl_module, "test_files", None))
+        self._write_evaluation(trainer, pl_module, "test", self.folder)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the predictions of a run that broke off."""
@@ -85,16 +93,27 @@ class ResultsWriter(Callback):
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the files that the module makes of the predictions."""
-        self._write_files(trainer, getattr(pl_module, "predict_files", None))
+        self._write_files(trainer, getattr(pl_module, "predict_files", None), self.folder)
 
-    def _write_files(self, trainer: Trainer, files_of: Callable[[Sequence[Any]], Files] | None) -> None:
+    def _keep(self, outputs: Any) -> None:
+        if self._rows is not None and isinstance(outputs, dict):
+            self._rows.extend(outputs.get("rows", []))
+
+    def _write_evaluation(self, trainer: Trainer, pl_module: LightningModule, split: str, folder: Path) -> None:
+        metrics = _scalars(trainer, f"{split}/")
+        self._write_metrics(trainer, metrics)
+        if trainer.is_global_zero:
+            write_text(self.folder / f"{split}.md", _table(metrics, pl_module))
+        self._write_files(trainer, getattr(pl_module, "evaluation_files", None), folder)
+
+    def _write_files(self, trainer: Trainer, files_of: Callable[[Sequence[Any]], Files] | None, folder: Path) -> None:
         rows, self._rows = self._on_rank_zero(cast(Spool, self._rows)), None
         if not rows or files_of is None or not trainer.is_global_zero:
             return
         rows.sort()
         for name, lines in files_of(rows).items():
-            write_lines(self.folder / name, lines)
-            rank_zero_info(f"{name.partition('.')[0].replace('_', ' ').capitalize()}: {self.folder / name}")
+            write_lines(folder / name, lines)
+            rank_zero_info(f"{name.partition('.')[0].replace('_', ' ').capitalize()}: {folder / name}")
 
     def _on_rank_zero(self, own: Spool) -> Spool:
         """Give the first process the rows of all, a few at a time; each row is in one of them."""

@@ -23,7 +23,7 @@ from lit_nlp import scratch
 from lit_nlp.data import sources
 from lit_nlp.data.batching import Batches, BatchSampler, Lengths
 from lit_nlp.data.sources import Columns, Row
-from lit_nlp.errors import ConfigError
+from lit_nlp.errors import ConfigError, require
 from lit_nlp.files import cache_folder, written_whole
 from lit_nlp.pretrained import load_tokenizer
 from lit_nlp.tokenization import Text, resolve_max_length, tokenizer_fingerprint
@@ -103,12 +103,12 @@ class TextDataModule(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        _require(batch_size >= 1, f"batch_size must be at least 1, got {batch_size}")
-        _require(max_tokens is None or max_tokens >= 1, f"max_tokens must be at least 1, got {max_tokens}")
-        _require(0 < val_fraction < 1, f"val_fraction must lie between 0 and 1, got {val_fraction}")
-        _require(limit is None or limit >= 1, f"limit must be at least 1, got {limit}")
-        _require(num_workers >= 0, f"num_workers must be at least 0, got {num_workers}")
-        _require(max_length is None or max_length >= 1, f"max_length must be at least 1, got {max_length}")
+        require(batch_size >= 1, f"batch_size must be at least 1, got {batch_size}", "data")
+        require(max_tokens is None or max_tokens >= 1, f"max_tokens must be at least 1, got {max_tokens}", "data")
+        require(0 < val_fraction < 1, f"val_fraction must lie between 0 and 1, got {val_fraction}", "data")
+        require(limit is None or limit >= 1, f"limit must be at least 1, got {limit}", "data")
+        require(num_workers >= 0, f"num_workers must be at least 0, got {num_workers}", "data")
+        require(max_length is None or max_length >= 1, f"max_length must be at least 1, got {max_length}", "data")
         self._backbone = backbone
         self.sources: dict[Split, Source | None] = {"train": train, "val": val, "test": test, "predict": predict}
         self.columns, self.column_names = columns or {}, column_names
@@ -292,7 +292,7 @@ class TextDataModule(LightningDataModule):
         return table
 
     def _held_out(self, rows: int) -> list[int]:
-        _require(rows >= 2, "one training row can't be split in two", mend="give --data.val FILE")
+        require(rows >= 2, "one training row can't be split in two", "data", mend="give --data.val FILE")
         count = min(max(1, round(rows * self.val_fraction)), rows - 1)
         return sorted(random.Random(self.seed).sample(range(rows), count))
 
@@ -375,8 +375,3 @@ def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
     iterator = iter(items)
     while chunk := list(islice(iterator, size)):
         yield chunk
-
-
-def _require(holds: bool, problem: str, mend: str | None = None) -> None:
-    if not holds:
-        raise ConfigError(problem, where="data", mend=mend)

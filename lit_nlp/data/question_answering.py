@@ -14,9 +14,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lit_nlp.data.base import Split, TextDataModule
 from lit_nlp.data.sources import Columns, Row, shortened
 from lit_nlp.errors import ConfigError, DataError
-from lit_nlp.tokenization import Text, context_offsets, encode_windows, no_answer_positions, pad
+from lit_nlp.tokenization import WINDOW_LENGTH, Text, context_offsets, encode_windows, no_answer_positions, pad
 
-_DEFAULT_MAX_LENGTH = 384
 # How far from its given start an answer is looked for: slips by a quote or a blank, not another mention.
 _NEAR_CHARACTERS = 5
 # What a start may count that isn't characters, and the bytes of one.
@@ -77,7 +76,7 @@ class QuestionAnsweringDataModule(TextDataModule):
     @property
     def max_length(self) -> int:
         """Tokens that a window may have, question and special tokens included."""
-        return min(super().max_length, self._max_length or _DEFAULT_MAX_LENGTH)
+        return min(super().max_length, self._max_length or WINDOW_LENGTH)
 
     @cached_property
     def unanswerable(self) -> bool:

@@ -162,9 +162,9 @@ class TextClassificationDataModule(TextDataModule):
         return [float(index in chosen) for index in range(len(self.labels))]
 
     def batch_columns(self, split: Split) -> list[str]:
-        """Let the texts ride along to tests and predictions, whose results show them."""
+        """Let the texts ride along to where results show them."""
         tensors = ["input_ids", "label"] + (["token_type_ids"] if "token_type_ids" in self.schema.names else [])
-        return tensors + (["text", "text_pair"] if split in ("test", "predict") else [])
+        return tensors + ([] if split == "train" else ["text", "text_pair"])
 
     def collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Pad all windows of the rows to one batch."""

@@ -18,7 +18,7 @@ from torchmetrics import MetricCollection
 from transformers import PreTrainedConfig, get_scheduler
 
 from lit_nlp.checkpoints import SECTION, check_primitives, pack_backbone, read_checkpoint
-from lit_nlp.errors import CheckpointError, ConfigError, NonFiniteError
+from lit_nlp.errors import CheckpointError, ConfigError, NonFiniteError, require
 from lit_nlp.files import json_lines
 from lit_nlp.modules.backbones import check_vocabulary, load_model
 from lit_nlp.modules.optimization import freeze as freeze_parameters
@@ -81,11 +81,11 @@ class TransformerModule(LightningModule):
         super().__init__()
         self.save_hyperparameters()
         check_primitives(dict(self.hparams), type(self).__name__)
-        require(learning_rate > 0, f"learning_rate must be above 0, got {learning_rate}")
-        require(weight_decay >= 0, f"weight_decay must be at least 0, got {weight_decay}")
-        require(warmup >= 0, f"warmup must be at least 0, got {warmup}")
-        require(0 < layer_decay <= 1, f"layer_decay must lie above 0 and be at most 1, got {layer_decay}")
-        require(0 <= label_smoothing < 1, f"label_smoothing must lie in [0, 1), got {label_smoothing}")
+        require(learning_rate > 0, f"learning_rate must be above 0, got {learning_rate}", "model")
+        require(weight_decay >= 0, f"weight_decay must be at least 0, got {weight_decay}", "model")
+        require(warmup >= 0, f"warmup must be at least 0, got {warmup}", "model")
+        require(0 < layer_decay <= 1, f"layer_decay must lie above 0 and be at most 1, got {layer_decay}", "model")
+        require(0 <= label_smoothing < 1, f"label_smoothing must lie in [0, 1), got {label_smoothing}", "model")
         self.learning_rate, self.weight_decay, self.layer_decay = learning_rate, weight_decay, layer_decay
         self.warmup, self.scheduler = warmup, scheduler
         self.label_smoothing = label_smoothing
@@ -170,15 +170,15 @@ class TransformerModule(LightningModule):
         """Return what is logged of a split's metrics, by name."""
         return measured
 
-    def test_files(self, rows: Sequence[Any]) -> Files:
-        """Return what a test leaves beside its metrics, from the `rows` that its steps returned, in order.
+    def evaluation_files(self, rows: Sequence[Any]) -> Files:
+        """Return what `validate` and `test` leave beside metrics, from the `rows` of their steps, in order.
 
         There may be more of them than memory holds: they are read where they are written.
         """
         return {}
 
     def predict_files(self, rows: Sequence[Any]) -> Files:
-        """Return what a prediction leaves, from the typed results of its steps, in order, as `test_files` does."""
+        """Return what a prediction leaves, from its typed results in order, as `evaluation_files` does."""
         return {"predictions.jsonl": json_lines(map(as_json, rows))}
 
     @property
@@ -292,9 +292,9 @@ class TransformerModule(LightningModule):
         """Measure anew, also after an evaluation that broke off."""
         self.metrics_of("test").reset()
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Measure a batch."""
-        self.evaluate("val", batch)
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, list[Any]]:
+        """Measure a batch; returns under `rows` what was found of each row, for who writes it."""
+        return {"rows": self.evaluate("val", batch)}
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, list[Any]]:
         """Measure a batch; returns under `rows` what was found of each row, for who writes it."""
@@ -518,9 +518,3 @@ def _is_distributed() -> bool:
 
 def _row_numbers(batch: Batch, rows: int) -> list[int]:
     return torch.unique_consecutive(batch["row"]).tolist() if "row" in batch else list(range(rows))
-
-
-def require(holds: bool, problem: str) -> None:
-    """Raise a ConfigError about the module's arguments where a condition doesn't hold."""
-    if not holds:
-        raise ConfigError(problem, where="model")

@@ -51,7 +51,7 @@ class GenerativeQuestionAnsweringModule(TextToTextModule):
         """Return all answers that count for each row."""
         return batch["answers"] if "answers" in batch else [[text] for text in super().references(batch)]
 
-    def test_files(self, rows: Sequence[Generated]) -> Files:
+    def evaluation_files(self, rows: Sequence[Generated]) -> Files:
         """Return all answers, those with the highest loss first."""
         ranked = sorted((-(row.loss_nats or 0.0), i) for i, row in enumerate(rows))
         return {"test_predictions.jsonl": json_lines(as_json(rows[i]) for _, i in ranked)}

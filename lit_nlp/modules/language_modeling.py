@@ -1,12 +1,9 @@
 """Language modelling: what comes before fine-tuning, for encoders, decoders and encoder-decoders."""
 
 import math
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
@@ -21,9 +18,11 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelFo
 
 from lit_nlp.architecture import Architecture, architecture
 from lit_nlp.errors import BackboneError, ConfigError
+from lit_nlp.files import folder_written_whole
 from lit_nlp.modules.base import Batch, EvaluationSplit, TransformerModule, token_scores
 from lit_nlp.modules.losses import cross_entropy
-from lit_nlp.objectives import IGNORED, Examples, Objective, causal
+from lit_nlp.objectives import Examples, Objective, causal
+from lit_nlp.tokenization import IGNORED, by_length
 
 _OBJECTIVE_OF: dict[Architecture, Objective] = {
     "encoder": "masked",
@@ -226,20 +225,16 @@ class LanguageModelingModule(TransformerModule):
         if isinstance(texts, str):
             raise ConfigError("expected a list of texts, got one text", where="texts", mend="write [text]")
         documents = self.examples.documents(texts).ids if texts else []
-        order = sorted(range(len(texts)), key=lambda i: -len(documents[i]))
-        found: dict[int, TextLoss] = {}
+        found = [TextLoss(text, 0.0, 0, None) for text in texts]
         with self.evaluating(), torch.inference_mode():
-            for start in range(0, len(order), batch_size):
-                some = order[start : start + batch_size]
+            for some in by_length(map(len, documents), batch_size):
                 examples = [(i, example) for i in some for example in self.examples.complete(documents[i])]
                 batch: dict[str, Any] = dict(self.examples.pad([example for _, example in examples]))
                 batch["row"] = torch.tensor([i for i, _ in examples])
                 batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
                 for each in self.predict_step(batch | {"text": [texts[i] for i in some]}, 0):
-                    found[cast(int, each.row)] = each
-        for each in found.values():
-            each.row = None
-        return [found[i] for i in range(len(texts))]
+                    found[cast(int, each.row)] = replace(each, row=None)
+        return found
 
     @cached_property
     def examples(self) -> Examples:
@@ -269,19 +264,9 @@ class LanguageModelingModule(TransformerModule):
 
     def save_backbone(self, folder: str | Path) -> None:
         """Write a folder as transformers reads it: configuration, weights and tokenizer; whole or not at all."""
-        folder = Path(folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = tempfile.mkdtemp(dir=folder.parent, suffix=".part")
-        try:
+        with folder_written_whole(Path(folder), replace=True) as partial:
             self.model.save_pretrained(partial)
             self.tokenizer.save_pretrained(partial)
-            for file in Path(partial).iterdir():
-                file.chmod(0o644)
-            os.chmod(partial, 0o755)
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(partial, folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
 
     def _check_packing(self) -> None:
         """Make sure that a document reads the same behind another as alone."""

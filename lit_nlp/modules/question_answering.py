@@ -13,14 +13,21 @@ from torch.nn import functional as F
 from torchmetrics import MetricCollection
 from transformers import AutoModel, AutoModelForQuestionAnswering, PreTrainedConfig
 
-from lit_nlp.errors import ConfigError, known_name
+from lit_nlp.errors import ConfigError, known_name, require
 from lit_nlp.files import json_lines
 from lit_nlp.metrics.question_answering import SquadMetric, exact_match, f1
-from lit_nlp.modules.base import Batch, EvaluationSplit, Files, TransformerModule, as_json, require
+from lit_nlp.modules.base import Batch, EvaluationSplit, Files, TransformerModule, as_json
 from lit_nlp.targets import AttributionTarget, Place, Reading
-from lit_nlp.tokenization import Encoded, Text, context_offsets, encode_windows, no_answer_positions
+from lit_nlp.tokenization import (
+    WINDOW_LENGTH,
+    Encoded,
+    Text,
+    by_length,
+    context_offsets,
+    encode_windows,
+    no_answer_positions,
+)
 
-_DEFAULT_MAX_LENGTH = 384
 _NO_ANSWER = "no answer"
 # Candidates that an explanation shows.
 _SHOWN = 5
@@ -168,10 +175,10 @@ class QuestionAnsweringModule(TransformerModule):
         self.unanswerable, self.null_threshold = unanswerable, null_threshold
         super().__init__(backbone, max_length=max_length, **kwargs)
         self.save_hyperparameters()
-        require(doc_stride >= 0, f"doc_stride must be at least 0, got {doc_stride}")
-        require(max_answer_length >= 1, f"max_answer_length must be at least 1, got {max_answer_length}")
-        require(n_best >= 1, f"n_best must be at least 1, got {n_best}")
-        self.max_length = min(self.max_length, max_length or _DEFAULT_MAX_LENGTH)
+        require(doc_stride >= 0, f"doc_stride must be at least 0, got {doc_stride}", "model")
+        require(max_answer_length >= 1, f"max_answer_length must be at least 1, got {max_answer_length}", "model")
+        require(n_best >= 1, f"n_best must be at least 1, got {n_best}", "model")
+        self.max_length = min(self.max_length, max_length or WINDOW_LENGTH)
         self.doc_stride, self.max_answer_length, self.n_best = doc_stride, max_answer_length, n_best
 
     def auto_class(self, config: PreTrainedConfig) -> Any:
@@ -234,7 +241,7 @@ class QuestionAnsweringModule(TransformerModule):
         """Return the answers to a batch's questions, with their ids and row numbers."""
         return self._answers(self.forward_batch(batch), batch)
 
-    def test_files(self, rows: Sequence[Tested]) -> Files:
+    def evaluation_files(self, rows: Sequence[Tested]) -> Files:
         """Return the official files, and the answers that weren't exactly right, the lowest F1 and surest first."""
         ranked = sorted((row.f1, -row.prediction.score, i) for i, row in enumerate(rows) if row.exact_match < 1)
         wrong = json_lines(rows[i].as_json() for *_, i in ranked)
@@ -287,11 +294,9 @@ class QuestionAnsweringModule(TransformerModule):
         """
         encoded = self.encode(texts)
         no_answer, offsets = no_answer_positions(self.tokenizer, encoded), context_offsets(encoded)
-        order = sorted(range(len(offsets)), key=lambda i: -len(offsets[i]))
         windows: list[list[Window]] = [[] for _ in texts]
         with self.evaluating(), torch.inference_mode():
-            for start in range(0, len(order), batch_size):
-                some = order[start : start + batch_size]
+            for some in by_length(map(len, offsets), batch_size):
                 logits = self(**self.pad([encoded.sequences[i] for i in some])).float()
                 padded = [offsets[i] + [(-1, -1)] * (logits.shape[1] - len(offsets[i])) for i in some]
                 characters = torch.tensor(padded, device=logits.device)

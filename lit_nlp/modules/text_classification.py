@@ -14,11 +14,11 @@ from torchmetrics import classification as tc
 from torchmetrics import regression as tr
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig
 
-from lit_nlp.errors import ConfigError, known_name
+from lit_nlp.errors import ConfigError, known_name, require
 from lit_nlp.files import json_lines
-from lit_nlp.modules.base import Batch, EvaluationSplit, Files, TransformerModule, as_json, require
+from lit_nlp.modules.base import Batch, EvaluationSplit, Files, TransformerModule, as_json
 from lit_nlp.targets import AttributionTarget, Place, Reading
-from lit_nlp.tokenization import Encoded, Text, Tokens, encode
+from lit_nlp.tokenization import Encoded, Text, Tokens, by_length, encode
 
 # Keeps the slope of (1 - p)^gamma finite for gamma below 1.
 _TINY = 1e-6
@@ -116,19 +116,23 @@ class TextClassificationModule(TransformerModule):
         self.labels = labels or (["score"] if problem_type == "regression" else [])
         self.problem_type, self.focal_gamma, self.doc_stride, self.pairs = problem_type, focal_gamma, doc_stride, pairs
         if problem_type == "regression":
-            require(len(self.labels) == 1, f"labels must name one score for regression, got {labels}")
+            require(len(self.labels) == 1, f"labels must name one score for regression, got {labels}", "model")
         else:
-            require(len(self.labels) >= 2, f"labels must name at least 2 classes, got {labels}")
-        require(len(set(self.labels)) == len(self.labels), f"labels must differ, got {labels}")
+            require(len(self.labels) >= 2, f"labels must name at least 2 classes, got {labels}", "model")
+        require(len(set(self.labels)) == len(self.labels), f"labels must differ, got {labels}", "model")
         super().__init__(backbone, **kwargs)
         self.save_hyperparameters()
         if class_weights is not None or focal_gamma or self.label_smoothing:
             require(
-                problem_type != "regression", "class_weights, focal_gamma and label_smoothing don't go with regression"
+                problem_type != "regression",
+                "class_weights, focal_gamma and label_smoothing don't go with regression",
+                "model",
             )
-        require(focal_gamma >= 0, f"focal_gamma must be at least 0, got {focal_gamma}")
+        require(focal_gamma >= 0, f"focal_gamma must be at least 0, got {focal_gamma}", "model")
         require(
-            not (focal_gamma and self.label_smoothing), "focal_gamma and label_smoothing don't go together; choose one"
+            not (focal_gamma and self.label_smoothing),
+            "focal_gamma and label_smoothing don't go together; choose one",
+            "model",
         )
         weights = self._weights(class_weights, label_counts)
         self.register_buffer("class_weights", weights, persistent=False)
@@ -207,7 +211,7 @@ class TextClassificationModule(TransformerModule):
         """Return the predictions of a batch, with its texts and row numbers where it holds them."""
         return self._predictions_of(self.forward_batch(batch), batch)
 
-    def test_files(self, rows: Sequence[Tested]) -> Files:
+    def evaluation_files(self, rows: Sequence[Tested]) -> Files:
         """Return the rows whose prediction isn't their label, the highest loss first."""
         ranked = sorted((-row.loss, i) for i, row in enumerate(rows) if row.label != row.prediction.label)
         return {"wrong_predictions.jsonl": json_lines(rows[i].as_json() for _, i in ranked)}
@@ -224,11 +228,10 @@ class TextClassificationModule(TransformerModule):
         if not texts:
             return []
         encoded = self.encode(texts)
-        order = sorted(range(len(encoded.sequences)), key=lambda i: -len(encoded.sequences[i]["input_ids"]))
-        logits = torch.empty(len(order), len(self.labels), device=self.device)
+        lengths = [len(tokens["input_ids"]) for tokens in encoded.sequences]
+        logits = torch.empty(len(lengths), len(self.labels), device=self.device)
         with self.evaluating(), torch.inference_mode():
-            for start in range(0, len(order), batch_size):
-                some = order[start : start + batch_size]
+            for some in by_length(lengths, batch_size):
                 logits[some] = self(**self.pad([encoded.sequences[i] for i in some])).float()
         return self.predictions(self.pool(logits, torch.tensor(encoded.row, device=self.device)), texts)
 
@@ -396,10 +399,15 @@ class TextClassificationModule(TransformerModule):
             require(
                 len(class_weights) == len(self.labels),
                 f"{len(class_weights)} class_weights for {len(self.labels)} classes",
+                "model",
             )
-            require(min(class_weights) > 0, f"class_weights must be above 0, got {class_weights}")
+            require(min(class_weights) > 0, f"class_weights must be above 0, got {class_weights}", "model")
             return torch.tensor(class_weights, dtype=torch.float)
-        require(self.problem_type == "single_label", "balanced class_weights go with single_label only; give a list")
+        require(
+            self.problem_type == "single_label",
+            "balanced class_weights go with single_label only; give a list",
+            "model",
+        )
         if not label_counts or len(label_counts) != len(self.labels) or min(label_counts) < 1:
             raise ConfigError(
                 f"balanced class_weights need training rows of every class, got label_counts={label_counts}",

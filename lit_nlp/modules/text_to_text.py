@@ -1,6 +1,6 @@
 """What translation and generative question answering share: the loss on a target, and writing one."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, cast
 
@@ -13,12 +13,12 @@ from torchmetrics import MetricCollection
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedConfig
 
 from lit_nlp.architecture import architecture
-from lit_nlp.errors import ConfigError, did_you_mean
+from lit_nlp.errors import ConfigError, did_you_mean, require
 from lit_nlp.generation import PairTokenizer, default_prompt, one_line
-from lit_nlp.modules.base import Batch, EvaluationSplit, TransformerModule, positions_of, require, token_scores
+from lit_nlp.modules.base import Batch, EvaluationSplit, TransformerModule, positions_of, token_scores
 from lit_nlp.modules.losses import cross_entropy
 from lit_nlp.targets import AttributionTarget, Place, Reading
-from lit_nlp.tokenization import IGNORED, Text, Tokens, pad
+from lit_nlp.tokenization import IGNORED, Text, Tokens, by_length, pad
 
 # The most probable tokens that are named beside one that is explained.
 _NAMED = 5
@@ -111,10 +111,14 @@ class TextToTextModule(TransformerModule):
     ) -> None:
         super().__init__(backbone, **kwargs)
         self.save_hyperparameters()
-        require(num_beams >= 1, f"num_beams must be at least 1, got {num_beams}")
-        require(no_repeat_ngram_size >= 0, f"no_repeat_ngram_size must be at least 0, got {no_repeat_ngram_size}")
+        require(num_beams >= 1, f"num_beams must be at least 1, got {num_beams}", "model")
         require(
-            max_new_tokens is None or max_new_tokens >= 1, f"max_new_tokens must be at least 1, got {max_new_tokens}"
+            no_repeat_ngram_size >= 0, f"no_repeat_ngram_size must be at least 0, got {no_repeat_ngram_size}", "model"
+        )
+        require(
+            max_new_tokens is None or max_new_tokens >= 1,
+            f"max_new_tokens must be at least 1, got {max_new_tokens}",
+            "model",
         )
         self.pairs = PairTokenizer(
             self.tokenizer,
@@ -328,7 +332,7 @@ class TextToTextModule(TransformerModule):
         read = self.pairs.sources(sources).ids if sources else []
         written: list[list[int]] = [[] for _ in read]
         with self.evaluating():
-            for some in _by_length([len(ids) for ids in read], batch_size):
+            for some in by_length(map(len, read), batch_size):
                 batch = self.pad([{"input_ids": read[i]} for i in some])
                 for i, ids in zip(some, self._generated(batch), strict=True):
                     written[i] = ids
@@ -356,7 +360,7 @@ class TextToTextModule(TransformerModule):
         """Return what the module says in the place of each token, given what stands before it."""
         found: list[list[_Said]] = [[] for _ in written]
         lengths = [sum(map(len, one.reading.inputs.values())) if one.ids else 0 for one in written]
-        for some in _by_length(lengths, batch_size):
+        for some in by_length(lengths, batch_size):
             logits = self(**self.pad([written[i].reading.inputs for i in some]))
             for i, of_row in zip(some, logits, strict=True):
                 one = written[i]
@@ -429,13 +433,6 @@ class TextToTextModule(TransformerModule):
         ids = pad_sequence(prompts, batch_first=True, padding_value=self.baseline_id, padding_side="left")
         mask = pad_sequence([torch.ones_like(p) for p in prompts], batch_first=True, padding_side="left")
         return {"input_ids": ids, "attention_mask": mask}
-
-
-def _by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Yield the numbers of sequences of like length, the longest first; what has no length is left out."""
-    order = sorted((i for i, length in enumerate(lengths) if length), key=lambda i: -lengths[i])
-    for begin in range(0, len(order), batch_size):
-        yield order[begin : begin + batch_size]
 
 
 def _until(place: int, reading: Reading) -> Reading:

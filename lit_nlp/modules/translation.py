@@ -45,7 +45,7 @@ class TranslationModule(TextToTextModule):
         """How each metric was measured, in sacrebleu's words."""
         return {name: cast(SacreMetric, each).signature for name, each in self.metrics_of("test").items()}
 
-    def test_files(self, rows: Sequence[Generated]) -> Files:
+    def evaluation_files(self, rows: Sequence[Generated]) -> Files:
         """Return hypotheses, sources and references a line each, as the command `sacrebleu` reads them."""
         return {
             "hypotheses.txt": (row.text + "\n" for row in rows),

@@ -228,6 +228,17 @@ def test_validation_and_test_stand_in_one_file(known: Known, data: Data, tmp_pat
     assert not (tmp_path / "metrics-1.json").exists()
 
 
+def test_validate_leaves_what_a_test_leaves_in_a_folder_of_its_own(known: Known, data: Data, tmp_path: Path) -> None:
+    trainer = plain_trainer(callbacks=[ResultsWriter(tmp_path)])
+    trainer.validate(known, data(), verbose=False)
+    assert not (tmp_path / "wrong_predictions.jsonl").exists()
+    trainer.test(known, data(), verbose=False)
+    validated = lines(tmp_path / "val" / "wrong_predictions.jsonl")
+    assert [each["row"] for each in validated] == [4, 8, 1, 3]
+    assert validated == lines(tmp_path / "wrong_predictions.jsonl")
+    assert "| val/accuracy | 0.5556 |\n" in (tmp_path / "val.md").read_text()
+
+
 class Learning(Known):
     """Has the accuracies 1/9, 7/9, 5/9, … in the epochs, whatever it learns."""
 
