@@ -129,14 +129,15 @@ class TextToTextModule(TransformerModule):
             source_lang=source_lang,
             target_lang=target_lang,
         )
-        self.num_beams = num_beams
+        self.num_beams, self.length_penalty = num_beams, length_penalty
         known = self.model.generation_config or GenerationConfig()
         ends = known.eos_token_id if isinstance(known.eos_token_id, list) else [known.eos_token_id]
         known.update(
             max_length=None,
             max_new_tokens=max_new_tokens or self.pairs.max_target_length,
             do_sample=False,
-            length_penalty=length_penalty,
+            num_beams=num_beams,
+            length_penalty=self._penalty(num_beams),
             no_repeat_ngram_size=no_repeat_ngram_size,
             decoder_start_token_id=self.pairs.start,
             forced_bos_token_id=self.pairs.first,
@@ -379,13 +380,18 @@ class TextToTextModule(TransformerModule):
     def _generated(self, batch: Batch, num_beams: int | None = None) -> list[list[int]]:
         """Return the tokens that the module writes for each source of a batch, up to the first that ends a text."""
         prompts, model = self._prompts(batch), cast(Any, self.model)
-        written = model.generate(**prompts, num_beams=num_beams or self.num_beams)
+        beams = num_beams or self.num_beams
+        written = model.generate(**prompts, num_beams=beams, length_penalty=self._penalty(beams))
         begin = prompts["input_ids"].shape[1] if self.pairs.start is None else 1
         ends = model.generation_config.eos_token_id
         return [
             ids[: next((i + 1 for i, token in enumerate(ids) if token in ends), None)]
             for ids in written[:, begin:].tolist()
         ]
+
+    def _penalty(self, num_beams: int) -> float:
+        """Return the length penalty of so many beams; transformers warns of one where there is nothing to rank."""
+        return self.length_penalty if num_beams > 1 else 1.0
 
     def _by_name(self, probabilities: dict[int, float], known: dict[int, str]) -> dict[str, float]:
         """Return tokens' probabilities by their names; of two with one name, that of the more probable."""
