@@ -36,9 +36,14 @@ def written_whole(path: Path, *, keep_earlier: bool = False) -> Iterator[Path]:
         yield partial
         with partial.open("rb") as file:
             os.fsync(file.fileno())
+        kept = unused(path.with_name(f"{path.stem}-1{path.suffix}"))
         if keep_earlier and path.exists():
-            os.replace(path, unused(path.with_name(f"{path.stem}-1{path.suffix}")))
-        os.replace(partial, path)
+            _keep(path, kept)
+        try:
+            os.replace(partial, path)
+        except OSError:
+            kept.unlink(missing_ok=True)
+            raise
     finally:
         partial.unlink(missing_ok=True)
 
@@ -50,22 +55,32 @@ def folder_written_whole(folder: Path, *, replace: bool) -> Iterator[Path]:
     Args:
         replace: Put it in the place of an earlier one. Otherwise that one stays.
     """
+    folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=folder.parent, suffix=".part"))
+    earlier = partial.with_suffix(".earlier")
     try:
         yield partial
-        for file in partial.iterdir():
-            file.chmod(0o644)
-        partial.chmod(0o755)
-        if replace:
-            shutil.rmtree(folder, ignore_errors=True)
+        for path in (partial, *partial.rglob("*")):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        if replace and folder.exists():
+            os.replace(folder, earlier)
         try:
             os.replace(partial, folder)
         except OSError:
-            if not folder.exists():  # else another process of the run was faster
+            if replace or not folder.exists():  # else another process of the run was faster
                 raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(earlier, ignore_errors=True)
+
+
+def _keep(path: Path, name: Path) -> None:
+    """Give a file a second name, or where the file system has no links a copy of that name."""
+    try:
+        os.link(path, name)
+    except OSError:
+        shutil.copy2(path, name)
 
 
 def write_text(path: Path, text: str, *, keep_earlier: bool = True) -> None:

@@ -238,12 +238,17 @@ class PairTokenizer:
     def _truncated(
         self, texts: Sequence[str], max_length: int, *, special: bool = True, as_target: bool = False
     ) -> Sequences:
-        name = "text_target" if as_target else "text"
-        whole = self.tokenizer(**{name: list(texts)}, add_special_tokens=special, verbose=False)["input_ids"]
-        cut = self.tokenizer(**{name: list(texts)}, add_special_tokens=special, truncation=True, max_length=max_length)[
-            "input_ids"
-        ]
-        return Sequences(cut, [len(long) > len(short) for long, short in zip(whole, cut, strict=True)])
+        def ids_of(some: list[str], **limit: Any) -> list[list[int]]:
+            given = {"text_target" if as_target else "text": some, "add_special_tokens": special}
+            return cast(list[list[int]], self.tokenizer(**given, **limit)["input_ids"])
+
+        ids = ids_of(list(texts), verbose=False)
+        truncated = [len(tokens) > max_length for tokens in ids]
+        long = [text for text, is_long in zip(texts, truncated, strict=True) if is_long]
+        cut = iter(ids_of(long, truncation=True, max_length=max_length) if long else [])
+        return Sequences(
+            [next(cut) if is_long else own for own, is_long in zip(ids, truncated, strict=True)], truncated
+        )
 
 
 def align(text: str, pieces: Sequence[str]) -> list[tuple[int, int]]:

@@ -47,17 +47,22 @@ class Blocks(NamedTuple):
 class Examples:
     """Makes an objective's examples: padded batches of `input_ids` with the `labels` to be found.
 
-    * `masked`: 15 of 100 tokens are to be found; of these 80 % are replaced by the mask token, 10 % by a random
+    * `masked`: a share of the tokens is to be found; of these 80 % are replaced by the mask token, 10 % by a random
       one, 10 % stay (Devlin et al. 2019).
     * `causal`: each token is to be found from those of its document before it.
     * `denoising`: spans are replaced by sentinels, and written by the decoder (Raffel et al. 2020).
 
     Args:
         tokenizer: The backbone's.
+        objective: `masked`, `causal` or `denoising`.
         max_length: Tokens of an example, special tokens included.
         mask_probability: Share of the tokens to be found, for `masked` and `denoising`.
         whole_words: Mask all tokens of a word or none, for `masked`.
         span_length: Mean tokens of a span, for `denoising`.
+
+    Attributes:
+        room: The tokens of a text that fill an example.
+        before: The special tokens that begin a text, and `after` those that end it.
 
     Raises:
         BackboneError: The tokenizer lacks the tokens that the objective needs.
@@ -144,8 +149,10 @@ class Examples:
         Each token is to be found once; a masked one in one of several examples, each with as many masks as in
         training. Of `denoising`, whose targets hang together, there is one example a block.
         """
-        blocks = split(np.array([len(tokens)]), self.room)
-        cuts = [list(tokens[start:stop]) for _, start, stop in blocks.pieces.tolist()] or [[]]
+        # A decoder foresees none of a block's first tokens, so that each block but the first repeats one.
+        known = min(len(tokens), 1) if self.objective == "causal" else 0
+        blocks = split(np.array([len(tokens) - known]), self.room - known)
+        cuts = [list(tokens[start : stop + known]) for _, start, stop in blocks.pieces.tolist()] or [list(tokens)]
         # By the tokens, so that a text's loss is its own, wherever it stands.
         draw = np.random.default_rng(zlib.crc32(np.array(tokens, dtype=np.int64).tobytes()))
         if self.objective != "masked":

@@ -51,12 +51,12 @@ def read_config(backbone: str) -> PreTrainedConfig:
         raise BackboneError(f"model_type {kind!r} is no architecture", where=where, mend=mend)
     known = AutoConfig.for_model(kind)
     for name in given:
-        if not hasattr(known, name):
-            mend = did_you_mean(name, vars(known)) or f"see the documentation of {type(known).__name__}"
+        if not isinstance(name, str) or not hasattr(known, name):
+            mend = did_you_mean(str(name), vars(known)) or f"see the documentation of {type(known).__name__}"
             raise BackboneError(f"{kind} has no argument {name!r}", where=where, mend=mend)
     # The tokenizer that is to be trained has special tokens of its own; the defaults may lie beyond its vocabulary.
     size = given["vocab_size"] if isinstance(given.get("vocab_size"), int) else math.inf
-    beyond = [name for name, default in vars(known).items() if name.endswith("token_id") and (default or 0) >= size]
+    beyond = [name for name, default in vars(known).items() if name.endswith("token_id") and _highest(default) >= size]
     try:
         # Where a decoder starts is the one that must be a number.
         return AutoConfig.for_model(**{name: 0 if "start" in name else None for name in beyond} | given)
@@ -64,6 +64,10 @@ def read_config(backbone: str) -> PreTrainedConfig:
         problem = f"the configuration is none of {kind} ({' '.join(str(error).split())})"
         mend = f"see the documentation of {type(known).__name__}"
         raise BackboneError(problem, where=where, mend=mend) from error
+
+
+def _highest(token: int | list[int] | None) -> int:
+    return max(token, default=0) if isinstance(token, list) else token or 0
 
 
 def with_tokenizer(backbone: str, texts: Iterable[str], corpus: Any) -> str:

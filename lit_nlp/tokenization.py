@@ -3,9 +3,10 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -82,6 +83,16 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(vocabulary.encode()).hexdigest()
 
 
+def check_list(texts: Sequence[Text]) -> None:
+    """Refuse one text where a list is expected: its characters would be taken for texts.
+
+    Raises:
+        ConfigError: It is one text.
+    """
+    if isinstance(texts, str):
+        raise ConfigError("expected a list of texts, got one text", where="texts", mend="write [text]")
+
+
 def encode(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], *, max_length: int, doc_stride: int | None = None
 ) -> Encoded:
@@ -99,8 +110,7 @@ def encode(
         ConfigError: It is one text and no list, single texts and pairs are mixed, or `max_length` leaves no
             room for the first text of a pair beside the second, or for new tokens beside the overlap.
     """
-    if isinstance(texts, str):
-        raise ConfigError("expected a list of texts, got one text", where="texts", mend="write [text]")
+    check_list(texts)
     if len({isinstance(text, str) for text in texts}) > 1:
         raise ConfigError("single texts and pairs are mixed", mend="give all texts alone, or all as pairs")
     _check_fast(tokenizer)
@@ -257,6 +267,22 @@ def _check_room(
 
 def _counts(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[int]:
     return [len(ids) for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]]
+
+
+def pad_windows(rows: Sequence[Mapping[str, Any]], names: Sequence[str], pad_id: int) -> dict[str, Tensor]:
+    """Pad all windows of rows of a table to one batch, with the number of its row for each.
+
+    Args:
+        rows: Each with its number under `row`, and under each of `names` a list of ids for each window.
+        names: `input_ids`, and `token_type_ids` where the backbone has them.
+        pad_id: The id that fills `input_ids`.
+    """
+    sequences = [
+        dict(zip(names, window, strict=True))
+        for row in rows
+        for window in zip(*(row[name] for name in names), strict=True)
+    ]
+    return pad(sequences, pad_id) | {"row": torch.tensor([row["row"] for row in rows for _ in row[names[0]]])}
 
 
 def by_length(lengths: Iterable[int], batch_size: int) -> Iterator[list[int]]:

@@ -120,6 +120,18 @@ def test_a_folder_that_is_there_is_replaced_only_where_asked(tmp_path: Path, rep
     assert [path.name for path in tmp_path.rglob("*")] == ["backbone", left]
 
 
+def test_a_folder_behind_a_link_is_replaced_and_its_folders_can_be_entered(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "backbone").symlink_to(tmp_path / "disk")
+    with folder_written_whole(tmp_path / "backbone", replace=True) as partial:
+        (partial / "templates").mkdir(mode=0o700)
+        (partial / "templates" / "chat").touch()
+    assert (tmp_path / "backbone").is_symlink()
+    assert (tmp_path / "disk" / "templates" / "chat").exists()
+    assert (tmp_path / "disk" / "templates").stat().st_mode & 0o777 == 0o755
+    assert {path.name for path in tmp_path.iterdir()} == {"disk", "backbone"}
+
+
 def test_a_folder_that_fails_half_way_leaves_the_earlier_one(tmp_path: Path) -> None:
     def fail() -> None:
         with folder_written_whole(tmp_path / "backbone", replace=True) as partial:

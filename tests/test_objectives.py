@@ -272,9 +272,15 @@ def test_what_is_told_of_a_text_finds_each_of_its_tokens_once(bert: str, llama: 
         if label != IGNORED and token == tokenizer.mask_token_id
     ]
     assert sorted(found) == sorted(ids)
-    examples = Examples(load_tokenizer(llama), "causal", max_length=10)
+
+
+@pytest.mark.parametrize("max_length", [2, 3, 10, 64])
+def test_a_decoder_is_asked_for_every_token_but_the_first_whatever_the_blocks(llama: str, max_length: int) -> None:
+    examples = Examples(load_tokenizer(llama), "causal", max_length=max_length)
     (ids,) = examples.documents([CORPUS[4]]).ids
-    assert [token for example in examples.complete(ids) for token in example["input_ids"]] == ids
+    blocks = examples.complete(ids)
+    assert [label for block in blocks for label in block["labels"] if label != IGNORED] == ids[1:]
+    assert max(len(block["input_ids"]) for block in blocks) <= max_length
 
 
 @pytest.mark.parametrize("objective", ["masked", "causal", "denoising"])

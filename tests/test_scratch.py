@@ -77,6 +77,7 @@ def test_special_tokens_beyond_a_small_vocabulary_are_the_trained_tokenizers(cap
         ("{model_type: brt}", "model_type 'brt' is no architecture; did you mean 'bert'?"),
         ("{hidden_size: 16}", "model_type None is no architecture"),
         ("{model_type: bert, hiden_size: 16}", "bert has no argument 'hiden_size'; did you mean 'hidden_size'?"),
+        ("{model_type: bert, 16: 16}", "bert has no argument 16; see the documentation of BertConfig"),
         ("{model_type: bert, xyz: 16}", "bert has no argument 'xyz'; see the documentation of BertConfig"),
         ("{model_type: bert, hidden_size: wide}", "the configuration is none of bert (Validation error for field"),
         ("{model_type: bert, vocab_size: many}", "the configuration is none of bert (Validation error for field"),
@@ -101,6 +102,12 @@ def test_a_folder_that_holds_no_configuration_is_one_line(tmp_path: Path) -> Non
 # Tokenizers
 
 HARD = 'A warm, funny film; it\'s 100% "good": naïve café, 你好!'
+
+
+def test_an_architecture_with_several_end_tokens_may_have_a_small_vocabulary() -> None:
+    config = scratch.read_config("scratch:{model_type: glm, vocab_size: 400}")
+    tokenizer = scratch.train_tokenizer(config, CORPUS)
+    assert scratch.fitting(config, tokenizer).eos_token_id == tokenizer.eos_token_id
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "t5", "marian"])

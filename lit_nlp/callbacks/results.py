@@ -2,9 +2,8 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -13,7 +12,6 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lit_nlp.callbacks.spool import Spool
 from lit_nlp.files import write_lines, write_text
-from lit_nlp.modules.base import Files
 
 # Rows that processes hand over at once.
 _ROWS_AT_ONCE = 256
@@ -43,7 +41,8 @@ class ResultsWriter(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the rows of a `validate` that broke off; while fitting none are kept."""
-        self._rows = Spool(self.folder) if trainer.state.fn == TrainerFn.VALIDATING else None
+        keeps = trainer.state.fn == TrainerFn.VALIDATING and hasattr(pl_module, "evaluation_files")
+        self._rows = Spool(self.folder) if keeps else None
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
@@ -62,14 +61,14 @@ class ResultsWriter(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the validation metrics of the best checkpoint."""
         name, mode = getattr(pl_module, "monitor", ("val/loss", "min"))
-        measured = [metrics for metrics in self._validations if name in metrics]
+        measured = [metrics for metrics in self._validations if math.isfinite(metrics.get(name, math.nan))]
         if measured:
             best = (max if mode == "max" else min)(measured, key=lambda metrics: metrics[name])
             self._write_metrics(trainer, best)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget the rows of a test that broke off."""
-        self._rows = Spool(self.folder)
+        """Forget the rows of a test that broke off; of another project's module none are kept."""
+        self._rows = Spool(self.folder) if hasattr(pl_module, "evaluation_files") else None
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
@@ -82,18 +81,19 @@ class ResultsWriter(Callback):
         self._write_evaluation(trainer, pl_module, "test", self.folder)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget the predictions of a run that broke off."""
-        self._rows = Spool(self.folder)
+        """Forget the predictions of a run that broke off; of another project's module none are kept."""
+        self._rows = Spool(self.folder) if hasattr(pl_module, "predict_files") else None
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
         """Keep the predictions of a batch."""
-        cast(Spool, self._rows).extend(outputs)
+        if self._rows is not None:
+            self._rows.extend(outputs)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the files that the module makes of the predictions."""
-        self._write_files(trainer, getattr(pl_module, "predict_files", None), self.folder)
+        self._write_files(trainer, pl_module, "predict_files", self.folder)
 
     def _keep(self, outputs: Any) -> None:
         if self._rows is not None and isinstance(outputs, dict):
@@ -104,14 +104,16 @@ class ResultsWriter(Callback):
         self._write_metrics(trainer, metrics)
         if trainer.is_global_zero:
             write_text(self.folder / f"{split}.md", _table(metrics, pl_module))
-        self._write_files(trainer, getattr(pl_module, "evaluation_files", None), folder)
+        self._write_files(trainer, pl_module, "evaluation_files", folder)
 
-    def _write_files(self, trainer: Trainer, files_of: Callable[[Sequence[Any]], Files] | None, folder: Path) -> None:
-        rows, self._rows = self._on_rank_zero(cast(Spool, self._rows)), None
-        if not rows or files_of is None or not trainer.is_global_zero:
+    def _write_files(self, trainer: Trainer, pl_module: LightningModule, files_of: str, folder: Path) -> None:
+        if self._rows is None:
+            return
+        rows, self._rows = self._on_rank_zero(self._rows), None
+        if not rows or not trainer.is_global_zero:
             return
         rows.sort()
-        for name, lines in files_of(rows).items():
+        for name, lines in getattr(pl_module, files_of)(rows).items():
             write_lines(folder / name, lines)
             rank_zero_info(f"{name.partition('.')[0].replace('_', ' ').capitalize()}: {folder / name}")
 

@@ -32,7 +32,7 @@ Split = Literal["train", "val", "test", "predict"]
 Source = str | list[str]
 
 # Raise it when the same source and arguments would give other tables than before.
-_CACHE_FORMAT = 4
+_CACHE_FORMAT = 5
 _ROWS_AT_ONCE = 1_000
 _SPLITS_OF_VERB: dict[str, tuple[Split, ...]] = {
     "fit": ("train", "val"),

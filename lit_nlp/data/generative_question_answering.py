@@ -6,7 +6,6 @@ from typing import Any
 import pyarrow as pa
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from lit_nlp.data import sources
 from lit_nlp.data.base import Split
 from lit_nlp.data.question_answering import listed_answers
 from lit_nlp.data.sources import Columns, Row
@@ -28,8 +27,8 @@ class GenerativeQuestionAnsweringDataModule(TextToTextDataModule):
 
     def columns_of(self, split: Split) -> Columns:
         """Read the question, the context where there is one, and outside `predict` the answer."""
-        text, listed, source = ("question",), self._lists_answers(split), self.sources[split]
-        lines = split == "predict" and source is not None and sources.first_record(source).keys() == {"text"}
+        text, listed = ("question",), self._lists_answers(split)
+        lines = split == "predict" and self.first_record(split).keys() == {"text"}
         return Columns(
             text=text if split == "predict" or listed else (*text, "answer"),
             optional_text=("context",),
@@ -74,10 +73,7 @@ class GenerativeQuestionAnsweringDataModule(TextToTextDataModule):
 
     def _lists_answers(self, split: Split) -> bool:
         """Whether the rows of a split hold lists of answers, as SQuAD's do."""
-        source = self.sources[split]
-        if source is None:
-            return False
-        names = self.columns.keys() & {"answer", "answers"} or sources.first_record(source).keys()
+        names = self.columns.keys() & {"answer", "answers"} or self.first_record(split).keys()
         return "answers" in names and "answer" not in names
 
     def _answered(self, rows: Iterator[Row], split: Split) -> Iterator[Row]:

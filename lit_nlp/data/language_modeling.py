@@ -88,7 +88,8 @@ class LanguageModelingDataModule(TextDataModule):
 
     def options(self, split: Split) -> dict[str, Any]:
         """Documents are kept whole: blocks of another length need no tokenising."""
-        return {"ends": self.objective == "causal", "words": self.whole_words, "text": split == "predict"}
+        ends = [self.examples.before, self.examples.after] if self.objective == "causal" else None
+        return {"ends": ends, "words": self.whole_words, "text": split == "predict"}
 
     def tokenise(self, rows: list[Row], split: Split) -> Mapping[str, list[Any]]:
         """Tokenise texts whole."""
@@ -107,9 +108,8 @@ class LanguageModelingDataModule(TextDataModule):
         return ["input_ids", "text"] if split == "predict" else []
 
     def lengths(self, table: datasets.Dataset) -> Lengths:
-        """Return the tokens of a block in a batch, or of a document to predict."""
-        lengths = super().lengths(table)
-        return lengths if "text" in table.column_names else self.examples.sides(lengths[:, 0])
+        """Return the tokens of a block in a batch, or of the blocks of a document to predict."""
+        return self.examples.sides(np.minimum(super().lengths(table)[:, 0], self.examples.room))
 
     def collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Hide tokens of the blocks, or of documents all of them in turn, and pad them to a batch."""

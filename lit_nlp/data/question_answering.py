@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lit_nlp.data.base import Split, TextDataModule
 from lit_nlp.data.sources import Columns, Row, shortened
 from lit_nlp.errors import ConfigError, DataError
-from lit_nlp.tokenization import WINDOW_LENGTH, Text, context_offsets, encode_windows, no_answer_positions, pad
+from lit_nlp.tokenization import WINDOW_LENGTH, Text, context_offsets, encode_windows, no_answer_positions, pad_windows
 
 # How far from its given start an answer is looked for: slips by a quote or a blank, not another mention.
 _NEAR_CHARACTERS = 5
@@ -148,7 +148,8 @@ class QuestionAnsweringDataModule(TextDataModule):
             columns["where"].append(row.where)
             columns["repaired"].append(any(gold.repaired for gold in golds))
             columns["in_no_window"].append(bool(golds) and not any(spans))
-            columns["answers"].append([row.values["context"][gold.start : gold.end] for gold in golds])
+            said = None if split == "predict" else [row.values["context"][gold.start : gold.end] for gold in golds]
+            columns["answers"].append(said)
             # What the windows take in a batch, padded to their longest.
             columns["length"].append(len(own) * max(map(len, offsets)))
         questions, contexts = zip(*pairs, strict=True)
@@ -164,13 +165,7 @@ class QuestionAnsweringDataModule(TextDataModule):
 
     def collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Pad all windows of the rows to one batch."""
-        sequences = [
-            dict(zip(self._inputs, window, strict=True))
-            for row in rows
-            for window in zip(*(row[name] for name in self._inputs), strict=True)
-        ]
-        batch: dict[str, Any] = dict(pad(sequences, int(self.tokenizer.pad_token_id)))
-        batch["row"] = torch.tensor([row["row"] for row in rows for _ in row["input_ids"]])
+        batch: dict[str, Any] = pad_windows(rows, self._inputs, int(self.tokenizer.pad_token_id))
         for name in ("start_positions", "end_positions", "no_answer_position"):
             if name in rows[0]:
                 batch[name] = torch.tensor([position for row in rows for position in row[name]])

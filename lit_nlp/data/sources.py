@@ -101,12 +101,12 @@ class Columns:
     blank_value: bool = False
 
 
-def read(source: str | list[str], columns: Columns, *, allow_empty: bool = False) -> Iterator[Row]:
+def read(source: str | list[str], columns: Columns) -> Iterator[Row]:
     """Yield the rows of a source, or of several in turn, all with the same canonical columns.
 
     Raises:
         DataError: While iterating: a file can't be found or read, lacks a column, has a broken row or one without a
-            value, or has no rows although `allow_empty` is False.
+            value, or has no rows.
     """
     wanted = _wanted(columns)
     first: Row | None = None
@@ -121,7 +121,7 @@ def read(source: str | list[str], columns: Columns, *, allow_empty: bool = False
                 problem = f"only one of this row and the first ({first.where}) has {odd}"
                 raise DataError(problem, where=where, mend="give all rows the same columns")
             yield row
-        if empty and not allow_empty:
+        if empty:
             raise DataError("no rows", where=file.name, mend="name a file that holds data")
 
 
@@ -509,15 +509,10 @@ def _squad(file: File, value: Any, columns: Columns) -> Iterator[Record]:
 
 
 def _squad_row(file: File, asked: dict[str, Any], name: str) -> dict[str, Any]:
-    row: dict[str, Any] = {key: asked[key] for key in ("id", "question", "answers") if key in asked}
-    impossible = asked.get("is_impossible")
-    if impossible and "answers" not in row:
-        row["answers"] = []
-    if isinstance(impossible, bool) and "answers" in row and impossible == bool(row["answers"]):
-        problem = (
-            f"is_impossible is {str(impossible).lower()}, but there are {shortened(repr(row['answers']))} as answers"
-        )
-        raise DataError(problem, where=f"{file.name}, {name}", mend="correct one of the two")
+    names = ("id", "question", "answers", "is_impossible")
+    row: dict[str, Any] = {key: asked[key] for key in names if key in asked}
+    if row.get("is_impossible"):
+        row.setdefault("answers", [])
     try:
         _check_surrogates(row)
     except ValueError as error:

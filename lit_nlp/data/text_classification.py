@@ -13,7 +13,7 @@ from lit_nlp.data.base import Split, TextDataModule
 from lit_nlp.data.labels import class_index, class_label, count_labels, in_order, number, several_labels
 from lit_nlp.data.sources import Columns, Row
 from lit_nlp.errors import ConfigError, DataError
-from lit_nlp.tokenization import Text, encode, pad
+from lit_nlp.tokenization import Text, encode, pad_windows
 
 ProblemType = Literal["single_label", "multi_label", "regression"]
 # Names in order, or the file's value -> name; YAML makes numbers and bools of some values.
@@ -169,13 +169,7 @@ class TextClassificationDataModule(TextDataModule):
     def collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Pad all windows of the rows to one batch."""
         names = [name for name in ("input_ids", "token_type_ids") if name in rows[0]]
-        sequences = [
-            dict(zip(names, window, strict=True))
-            for row in rows
-            for window in zip(*(row[n] for n in names), strict=True)
-        ]
-        batch: dict[str, Any] = dict(pad(sequences, int(self.tokenizer.pad_token_id)))
-        batch["row"] = torch.tensor([row["row"] for row in rows for _ in row["input_ids"]])
+        batch: dict[str, Any] = pad_windows(rows, names, int(self.tokenizer.pad_token_id))
         if rows[0].get("label") is not None:
             batch["labels"] = torch.tensor([row["label"] for row in rows])
         texts = [name for name in ("text", "text_pair") if name in rows[0]]

@@ -11,10 +11,11 @@ import pyarrow.compute as pc
 import torch
 
 from lit_nlp.architecture import Architecture, architecture
+from lit_nlp.data import sources
 from lit_nlp.data.base import Split, TextDataModule
 from lit_nlp.data.batching import Lengths
 from lit_nlp.data.sources import Row
-from lit_nlp.errors import ConfigError
+from lit_nlp.errors import require
 from lit_nlp.generation import PairTokenizer, default_prompt
 from lit_nlp.pretrained import load_config
 from lit_nlp.tokenization import IGNORED, Text, pad
@@ -43,9 +44,10 @@ class TextToTextDataModule(TextDataModule):
         self, backbone: str, *, max_target_length: int | None = None, prompt: str | None = None, **kwargs: Any
     ) -> None:
         super().__init__(backbone, **kwargs)
-        if max_target_length is not None and max_target_length < 2:
-            raise ConfigError(f"max_target_length must be at least 2, got {max_target_length}", where="data")
+        enough = max_target_length is None or max_target_length >= 2
+        require(enough, f"max_target_length must be at least 2, got {max_target_length}", "data")
         self._max_target_length, self._prompt = max_target_length, prompt
+        self._first_records: dict[Split, dict[str, Any]] = {}
 
     @property
     def length_limits(self) -> str:
@@ -72,6 +74,15 @@ class TextToTextDataModule(TextDataModule):
         return table
 
     # What they share
+
+    def first_record(self, split: Split) -> dict[str, Any]:
+        """Return the first record of a split's source under the file's own names; empty where there is none."""
+        source = self.sources[split]
+        if source is None:
+            return {}
+        if split not in self._first_records:
+            self._first_records[split] = sources.first_record(source)
+        return self._first_records[split]
 
     @cached_property
     def architecture(self) -> Architecture:
@@ -118,18 +129,18 @@ class TextToTextDataModule(TextDataModule):
     def tokenise(self, rows: list[Row], split: Split) -> Mapping[str, list[Any]]:
         """Tokenise both sides."""
         pairs, texts = self.pairs, [self.source_of(row) for row in rows]
-        sources = pairs.sources(texts)
+        read = pairs.sources(texts)
         columns: dict[str, list[Any]] = {
-            "source_ids": sources.ids,
+            "source_ids": read.ids,
             "source": texts,
             "where": [row.where for row in rows],
         }
         if split == "predict":
             nothing: list[Any] = [None] * len(rows)
-            return columns | {"target_ids": nothing, "target": nothing, "truncated": sources.truncated}
+            return columns | {"target_ids": nothing, "target": nothing, "truncated": read.truncated}
         written = [self.target_of(row) for row in rows]
         targets = pairs.targets(written)
-        truncated = [any(pair) for pair in zip(sources.truncated, targets.truncated, strict=True)]
+        truncated = [any(pair) for pair in zip(read.truncated, targets.truncated, strict=True)]
         return columns | {"target_ids": targets.ids, "target": written, "truncated": truncated}
 
     def lengths(self, table: datasets.Dataset) -> Lengths:
@@ -143,12 +154,12 @@ class TextToTextDataModule(TextDataModule):
 
     def collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Pad pairs to a batch."""
-        sources, targets = ([row[name] for row in rows] for name in ("source_ids", "target_ids"))
+        read, targets = ([row[name] for row in rows] for name in ("source_ids", "target_ids"))
         known = targets[0] is not None
         if known and self.architecture == "decoder":
-            prompts, sources = sources, [source + target for source, target in zip(sources, targets, strict=True)]
+            prompts, read = read, [source + target for source, target in zip(read, targets, strict=True)]
             targets = [[IGNORED] * len(prompt) + target for prompt, target in zip(prompts, targets, strict=True)]
-        batch: dict[str, Any] = dict(pad([{"input_ids": ids} for ids in sources], int(self.tokenizer.pad_token_id)))
+        batch: dict[str, Any] = dict(pad([{"input_ids": ids} for ids in read], int(self.tokenizer.pad_token_id)))
         batch["row"] = torch.tensor([row["row"] for row in rows])
         if known:
             batch["labels"] = pad([{"input_ids": ids} for ids in targets], IGNORED)["input_ids"]

@@ -7,11 +7,10 @@ import datasets
 import pyarrow as pa
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from lit_nlp.data import sources
 from lit_nlp.data.base import Split
 from lit_nlp.data.sources import Columns, Row
 from lit_nlp.data.text_to_text import TextToTextDataModule
-from lit_nlp.errors import ConfigError, DataError
+from lit_nlp.errors import ConfigError, DataError, require
 
 
 class TranslationDataModule(TextToTextDataModule):
@@ -41,10 +40,9 @@ class TranslationDataModule(TextToTextDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(backbone, **kwargs)
-        if max_length_ratio <= 1:
-            raise ConfigError(f"max_length_ratio must be above 1, got {max_length_ratio}", where="data")
-        if source_lang is not None and source_lang == target_lang:
-            raise ConfigError(f"source_lang and target_lang are both {source_lang}", where="data")
+        require(max_length_ratio > 1, f"max_length_ratio must be above 1, got {max_length_ratio}", "data")
+        differ = source_lang is None or source_lang != target_lang
+        require(differ, f"source_lang and target_lang are both {source_lang}", "data")
         self.source_lang, self.target_lang = source_lang, target_lang
         self.max_length_ratio, self.drop_suspect = max_length_ratio, drop_suspect
 
@@ -115,7 +113,7 @@ class TranslationDataModule(TextToTextDataModule):
             return {}
         if self.source_lang is not None and self.target_lang is not None:
             self._check_braces(source, split)
-        first = sources.first_record(source)
+        first = self.first_record(split)
         if split == "predict" and first.keys() == {"text"}:
             return {"source": "text"}
         translation = first.get("translation")

@@ -509,7 +509,9 @@ def positions_of(model: nn.Module) -> int | None:
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
             # RoBERTa and its kin count positions from beyond the padding token's number.
             return module.num_embeddings - module.padding_idx - 1
-    return getattr(model.config, "max_position_embeddings", None)
+    # Two encoders that became one encoder-decoder have their positions each; they are of one backbone.
+    config = getattr(model.config, "decoder", model.config)
+    return getattr(config, "max_position_embeddings", None)
 
 
 def _is_distributed() -> bool:

@@ -54,7 +54,7 @@ class GenerativeQuestionAnsweringModule(TextToTextModule):
     def evaluation_files(self, rows: Sequence[Generated]) -> Files:
         """Return all answers, those with the highest loss first."""
         ranked = sorted((-(row.loss_nats or 0.0), i) for i, row in enumerate(rows))
-        return {"test_predictions.jsonl": json_lines(as_json(rows[i]) for _, i in ranked)}
+        return {"worst_predictions.jsonl": json_lines(as_json(rows[i]) for _, i in ranked)}
 
 
 class RougeL(Metric):

@@ -17,12 +17,12 @@ from torchmetrics import MeanMetric, MetricCollection
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, PreTrainedConfig
 
 from lit_nlp.architecture import Architecture, architecture
-from lit_nlp.errors import BackboneError, ConfigError
+from lit_nlp.errors import BackboneError
 from lit_nlp.files import folder_written_whole
 from lit_nlp.modules.base import Batch, EvaluationSplit, TransformerModule, token_scores
 from lit_nlp.modules.losses import cross_entropy
 from lit_nlp.objectives import Examples, Objective, causal
-from lit_nlp.tokenization import IGNORED, by_length
+from lit_nlp.tokenization import IGNORED, by_length, check_list
 
 _OBJECTIVE_OF: dict[Architecture, Objective] = {
     "encoder": "masked",
@@ -184,7 +184,8 @@ class LanguageModelingModule(TransformerModule):
 
     def new_metrics(self) -> MetricCollection:
         """Return the mean loss of a token."""
-        return MetricCollection({"loss": MeanMetric()})
+        # torchmetrics would leave out a batch that has no finite loss, and with "disable" the weights.
+        return MetricCollection({"loss": MeanMetric(nan_strategy=math.nan)})
 
     def evaluate(self, split: EvaluationSplit, batch: Batch) -> list[Any]:
         """Measure a batch's tokens; there is nothing to tell of each row."""
@@ -198,10 +199,14 @@ class LanguageModelingModule(TransformerModule):
         return {**measured, "perplexity": measured["loss"].exp()}
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[TextLoss]:
-        """Return the loss of each text of a batch, whose sequences stand together."""
-        losses = self.row_losses(self.forward_batch(batch), batch)
-        counts = self.places(batch).sum(1)
-        numbers, text, _ = torch.unique_consecutive(batch["row"], return_inverse=True, return_counts=True)
+        """Return the loss of each text of a batch, whose sequences stand together.
+
+        A text may take many sequences: as many of these are run at once as there are texts.
+        """
+        numbers, text = torch.unique_consecutive(batch["row"], return_inverse=True)
+        parts = list(_parts(batch, len(numbers)))
+        losses = torch.cat([self.row_losses(self.forward_batch(part), part) for part in parts])
+        counts = torch.cat([self.places(part).sum(1) for part in parts])
         sums = losses.new_zeros(len(numbers)).index_add(0, text, losses).tolist()
         tokens = counts.new_zeros(len(numbers)).index_add(0, text, counts).tolist()
         texts = batch.get("text", [None] * len(numbers))
@@ -222,8 +227,7 @@ class LanguageModelingModule(TransformerModule):
             texts: Of any length; longer ones are cut into blocks of `max_length`.
             batch_size: Texts that are read at once.
         """
-        if isinstance(texts, str):
-            raise ConfigError("expected a list of texts, got one text", where="texts", mend="write [text]")
+        check_list(texts)
         documents = self.examples.documents(texts).ids if texts else []
         found = [TextLoss(text, 0.0, 0, None) for text in texts]
         with self.evaluating(), torch.inference_mode():
@@ -289,6 +293,13 @@ class LanguageModelingModule(TransformerModule):
         batch = self.examples.pad([causal(pieces)])
         with self.evaluating(), torch.no_grad():
             return self(**self.inputs({name: tensor.to(self.device) for name, tensor in batch.items()})).float()
+
+
+def _parts(batch: Batch, sequences: int) -> Iterator[dict[str, Tensor]]:
+    """Yield the tensors of a batch, at most so many sequences at a time."""
+    tensors = {name: each.split(sequences) for name, each in batch.items() if isinstance(each, Tensor)}
+    for some in zip(*tensors.values(), strict=True):
+        yield dict(zip(tensors, some, strict=True))
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import json
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, cast, overload
+from typing import Any, ClassVar, Literal, NamedTuple, cast, overload
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -22,6 +22,7 @@ from lit_nlp.tokenization import (
     WINDOW_LENGTH,
     Encoded,
     Text,
+    Tokens,
     by_length,
     context_offsets,
     encode_windows,
@@ -128,6 +129,16 @@ class Window:
 
     spans: list[tuple[int, int, float, float]]
     no_answer: tuple[float, float]
+
+
+class _Read(NamedTuple):
+    """A window as the module reads it: of each token the part and its characters there, and those of the context."""
+
+    tokens: Tokens
+    part: list[int]
+    offsets: list[tuple[int, int]]
+    context: list[tuple[int, int]]
+    no_answer_position: int
 
 
 class QuestionAnsweringModule(TransformerModule):
@@ -365,25 +376,26 @@ class QuestionAnsweringModule(TransformerModule):
             raise ConfigError(f"{contrast!r} can't be told apart from itself", where="contrast")
         answers = self.predict_texts(cast(Sequence[tuple[str, str]], texts), batch_size)
         encoded = self.encode(texts)
-        windows: list[list[int]] = [[] for _ in texts]
-        for window, row in enumerate(encoded.row):
-            windows[row].append(window)
-        return [
-            self._target_of(row, answer, encoded, windows[row], target, contrast) for row, answer in enumerate(answers)
-        ]
+        nowhere, offsets = no_answer_positions(self.tokenizer, encoded), context_offsets(encoded)
+        windows: list[list[_Read]] = [[] for _ in texts]
+        for row, *window in zip(
+            encoded.row, encoded.sequences, encoded.part, encoded.offsets, offsets, nowhere, strict=True
+        ):
+            windows[row].append(_Read(*window))
+        return [self._target_of(row, answer, windows[row], target, contrast) for row, answer in enumerate(answers)]
 
     def _target_of(
-        self, row: int, answer: Answer, encoded: Encoded, windows: list[int], target: str | None, contrast: str | None
+        self, row: int, answer: Answer, windows: "list[_Read]", target: str | None, contrast: str | None
     ) -> AttributionTarget:
         best = next((each for each in answer.candidates if each.start is not None), None)
         chosen = target or ("no answer" if answer.start is None else "answer")
         asked = dict.fromkeys((chosen, contrast) if contrast else (chosen,)) if best else {"no answer": None}
-        window, (first, last) = self._window_of(encoded, windows, best)
-        nowhere = no_answer_positions(self.tokenizer, encoded)[window]
-        terms = {"answer": [first, last], "start": [first, -1], "end": [-1, last], "no answer": [nowhere, nowhere]}
+        window, (first, last) = self._window_of(windows, best)
+        nowhere = [window.no_answer_position] * 2
+        terms = {"answer": [first, last], "start": [first, -1], "end": [-1, last], "no answer": nowhere}
         said = best.text if best else ""
         names = {"answer": said, "start": f"the start of {said}", "end": f"the end of {said}", "no answer": _NO_ANSWER}
-        stands = zip(encoded.part[window], encoded.offsets[window], strict=True)
+        stands = zip(window.part, window.offsets, strict=True)
         return AttributionTarget(
             row=row,
             name=" rather than ".join(names[each] for each in asked),
@@ -393,10 +405,10 @@ class QuestionAnsweringModule(TransformerModule):
             kind="span",
             prediction=answer.text,
             probability=answer.score,
-            probabilities={each.text or _NO_ANSWER: each.probability for each in answer.candidates[:_SHOWN]},
+            probabilities=_by_text(answer.candidates[:_SHOWN]),
             readings=[
                 Reading(
-                    encoded.sequences[window],
+                    window.tokens,
                     {"input_ids": [Place(part, *span) if part >= 0 else None for part, span in stands]},
                     [(1.0 if each == next(iter(asked)) else -1.0, terms[each]) for each in asked],
                 )
@@ -406,25 +418,26 @@ class QuestionAnsweringModule(TransformerModule):
             else None,
         )
 
-    def _window_of(self, encoded: Encoded, windows: list[int], span: Candidate | None) -> tuple[int, tuple[int, int]]:
+    def _window_of(self, windows: "list[_Read]", span: Candidate | None) -> "tuple[_Read, tuple[int, int]]":
         """Return the window that holds a span and scores it highest, and the span's first and last token there."""
         if span is None or span.start is None or span.end is None:
             return windows[0], (0, 0)
-        offsets = context_offsets(encoded)
-        touched = {
-            window: [i for i, (a, b) in enumerate(offsets[window]) if max(a, span.start) < min(b, span.end)]
+        touched = [
+            [i for i, (a, b) in enumerate(window.context) if max(a, span.start) < min(b, span.end)]
             for window in windows
-        }
-        most = max(map(len, touched.values()))
-        holding = {window: (tokens[0], tokens[-1]) for window, tokens in touched.items() if len(tokens) == most}
-        if len(holding) == 1:
-            return next(iter(holding.items()))
-        with self.evaluating(), torch.no_grad():
-            logits = self(**self.pad([encoded.sequences[window] for window in holding])).float()
-        sums = [
-            float(own[first, 0] + own[last, 1]) for own, (first, last) in zip(logits, holding.values(), strict=True)
         ]
-        return list(holding.items())[sums.index(max(sums))]
+        most = max(map(len, touched))
+        holding = [
+            (window, (tokens[0], tokens[-1]))
+            for window, tokens in zip(windows, touched, strict=True)
+            if len(tokens) == most
+        ]
+        if len(holding) == 1:
+            return holding[0]
+        with self.evaluating(), torch.no_grad():
+            logits = self(**self.pad([window.tokens for window, _ in holding])).float()
+        sums = [float(own[first, 0] + own[last, 1]) for own, (_, (first, last)) in zip(logits, holding, strict=True)]
+        return holding[sums.index(max(sums))]
 
     def _tested(self, answer: Answer, given: list[str], loss: float) -> Tested:
         exact, overlap = (rule(answer.text, given, no_answers=self.unanswerable) for rule in (exact_match, f1))
@@ -584,6 +597,14 @@ def _json_object(items: Iterable[tuple[str | None, Any]]) -> Iterator[str]:
         yield before + json.dumps({name: value}, ensure_ascii=False, indent=4)[2:-2]
         before = ",\n"
     yield "\n}\n"
+
+
+def _by_text(candidates: Sequence[Candidate]) -> dict[str, float]:
+    """Return the probability of each text, of equal ones that of the most probable, which comes first."""
+    found: dict[str, float] = {}
+    for each in candidates:
+        found.setdefault(each.text or _NO_ANSWER, each.probability)
+    return found
 
 
 def _rows(batch: Batch) -> tuple[Int[Tensor, " windows"], Int[Tensor, " rows"]]:

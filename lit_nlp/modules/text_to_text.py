@@ -18,7 +18,7 @@ from lit_nlp.generation import PairTokenizer, default_prompt, one_line
 from lit_nlp.modules.base import Batch, EvaluationSplit, TransformerModule, positions_of, token_scores
 from lit_nlp.modules.losses import cross_entropy
 from lit_nlp.targets import AttributionTarget, Place, Reading
-from lit_nlp.tokenization import IGNORED, Text, Tokens, by_length, pad
+from lit_nlp.tokenization import IGNORED, Text, Tokens, by_length, check_list, pad
 
 # The most probable tokens that are named beside one that is explained.
 _NAMED = 5
@@ -130,24 +130,11 @@ class TextToTextModule(TransformerModule):
             target_lang=target_lang,
         )
         self.num_beams, self.length_penalty = num_beams, length_penalty
-        known = self.model.generation_config or GenerationConfig()
-        ends = known.eos_token_id if isinstance(known.eos_token_id, list) else [known.eos_token_id]
-        known.update(
-            max_length=None,
-            max_new_tokens=max_new_tokens or self.pairs.max_target_length,
-            do_sample=False,
-            num_beams=num_beams,
-            length_penalty=self._penalty(num_beams),
-            no_repeat_ngram_size=no_repeat_ngram_size,
-            decoder_start_token_id=self.pairs.start,
-            forced_bos_token_id=self.pairs.first,
-            eos_token_id=sorted({self.pairs.end, *(end for end in ends if end is not None)}),
-            pad_token_id=self.tokenizer.pad_token_id,
-        )
-        self.model.generation_config = known
+        new_tokens = max_new_tokens or self.pairs.max_target_length
+        self.model.generation_config = self._rules(max_new_tokens=new_tokens, no_repeat_ngram_size=no_repeat_ngram_size)
         if self.pairs.start is not None:
             self.model.config.decoder_start_token_id = self.pairs.start
-        self._check_room(max(known.max_new_tokens, self.pairs.max_target_length))
+        self._check_room(max(new_tokens, self.pairs.max_target_length))
 
     # What a task says
 
@@ -324,8 +311,7 @@ class TextToTextModule(TransformerModule):
         return found
 
     def _sources(self, texts: Sequence[Text]) -> list[str]:
-        if isinstance(texts, str):
-            raise ConfigError("expected a list of texts, got one text", where="texts", mend="write [text]")
+        check_list(texts)
         return [self.source_of(text) for text in texts]
 
     def _outputs(self, sources: Sequence[str], batch_size: int) -> list[list[int]]:
@@ -388,6 +374,23 @@ class TextToTextModule(TransformerModule):
             ids[: next((i + 1 for i, token in enumerate(ids) if token in ends), None)]
             for ids in written[:, begin:].tolist()
         ]
+
+    def _rules(self, **given: int) -> GenerationConfig:
+        """Return how texts are written, on top of what the backbone says."""
+        known = self.model.generation_config or GenerationConfig()
+        ends = known.eos_token_id if isinstance(known.eos_token_id, list) else [known.eos_token_id]
+        known.update(
+            max_length=None,
+            do_sample=False,
+            num_beams=self.num_beams,
+            length_penalty=self._penalty(self.num_beams),
+            decoder_start_token_id=self.pairs.start,
+            forced_bos_token_id=self.pairs.first,
+            eos_token_id=sorted({self.pairs.end, *(end for end in ends if end is not None)}),
+            pad_token_id=self.tokenizer.pad_token_id,
+            **given,
+        )
+        return known
 
     def _penalty(self, num_beams: int) -> float:
         """Return the length penalty of so many beams; transformers warns of one where there is nothing to rank."""

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.demos.boring_classes import BoringModel
 from torch import Tensor
 
 from lit_nlp import TextClassificationDataModule, TextClassificationModule
@@ -217,6 +218,22 @@ def test_batches_of_another_data_module_are_told_without_texts(known: Known, dat
     assert [each["row"] for each in written] == list(range(9))
 
 
+class Foreign(BoringModel):
+    """Another project's module: what its steps return is no row of ours."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        return {"rows": [1, 2], "x": super().validation_step(batch, batch_idx)}
+
+    def test_step(self, batch: Any, batch_idx: int) -> Any:
+        return {"rows": [1, 2], "y": super().test_step(batch, batch_idx)}
+
+
+@pytest.mark.parametrize("verb", ["validate", "test", "predict"])
+def test_another_projects_module_is_left_alone(verb: str, tmp_path: Path) -> None:
+    getattr(plain_trainer(callbacks=[ResultsWriter(tmp_path)]), verb)(Foreign())
+    assert not list(tmp_path.glob("*.jsonl"))
+
+
 # After validate and fit
 
 
@@ -258,6 +275,20 @@ def test_a_fit_tells_the_metrics_of_its_best_checkpoint(bert: str, data: Data, t
     written = json.loads((tmp_path / "metrics.json").read_text())
     assert written["val/accuracy"] == pytest.approx(7 / 9)
     assert {name.partition("/")[0] for name in written} == {"val"}
+
+
+class Diverging(Learning):
+    """Has no finite accuracy in its first epoch."""
+
+    def figures(self, measured: dict[str, Any]) -> dict[str, Tensor]:
+        figures = super().figures(measured)
+        return figures if self.current_epoch else dict.fromkeys(figures, torch.tensor(torch.nan))
+
+
+def test_a_metric_that_is_not_finite_is_none_of_the_best(bert: str, data: Data, tmp_path: Path) -> None:
+    trainer = plain_trainer(max_epochs=3, callbacks=[ResultsWriter(tmp_path)])
+    trainer.fit(Diverging(bert, labels=LABELS), data())
+    assert json.loads((tmp_path / "metrics.json").read_text())["val/accuracy"] == pytest.approx(7 / 9)
 
 
 def test_a_fit_that_is_resumed_remembers_the_best_from_before(bert: str, data: Data, tmp_path: Path) -> None:

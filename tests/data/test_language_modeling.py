@@ -1,5 +1,7 @@
 """Blocks of documents, and what of them is hidden: anew each epoch, and the same again where it must be."""
 
+import json
+import shutil
 from collections.abc import Callable
 from itertools import zip_longest
 from pathlib import Path
@@ -12,6 +14,7 @@ from torch import Tensor
 from lit_nlp import LanguageModelingDataModule
 from lit_nlp.errors import BackboneError, ConfigError, DataError
 from lit_nlp.objectives import IGNORED
+from lit_nlp.pretrained import load_tokenizer
 from tests import language_models
 from tests.backbones import CORPUS
 
@@ -139,6 +142,27 @@ def test_a_budget_of_tokens_counts_what_a_batch_holds(make: Make, t5: str) -> No
             sizes.append(sides)
             assert data.lengths(data.tables["train"])[batch["row"].numpy()].max(0).sum() * len(batch["row"]) == sides
         assert max(sizes) <= 100
+
+
+def test_a_budget_of_tokens_to_predict_counts_the_blocks_of_a_document(make: Make, t5: str) -> None:
+    for arguments in ({}, {"backbone": t5, "objective": "denoising"}):
+        data = opened(make(batch_size=99, max_tokens=100, **arguments), "predict")
+        for batch in data.predict_dataloader():
+            width = batch["input_ids"].shape[1] + (batch["labels"].shape[1] if arguments else 0)
+            # The module runs as many blocks at once as there are documents.
+            assert len(batch["text"]) * width <= 100
+
+
+def test_two_backbones_whose_texts_end_otherwise_do_not_share_documents(make: Make, llama: str, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(llama, tmp_path / "other"))
+    settings = json.loads((other / "tokenizer_config.json").read_text())
+    (other / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": settings["bos_token"]}))
+    ends = [
+        opened(make(folder, "causal"), "predict").tables["predict"][0]["input_ids"][-1]
+        for folder in (llama, str(other))
+    ]
+    assert ends == [load_tokenizer(llama).eos_token_id, load_tokenizer(llama).bos_token_id]
+    assert ends[0] != ends[1]
 
 
 def test_documents_to_predict_come_whole_with_their_texts(make: Make) -> None:

@@ -509,6 +509,14 @@ def test_the_token_for_no_answer_is_the_classification_token_wherever_it_stands(
 # What a module must know
 
 
+def test_rows_to_predict_say_nothing_of_their_answers(make: Make) -> None:
+    module = make(ROWS)
+    assert module.drawn("predict", 9).given is None
+    assert module.drawn("test", 9).given == [
+        list(dict.fromkeys(answer["text"] for answer in row["answers"])) for row in ROWS
+    ]
+
+
 def test_the_facts_are_how_contexts_are_split_and_whether_questions_may_have_no_answer(make: Make) -> None:
     assert make(ROWS).facts == {"max_length": 48, "doc_stride": 4, "unanswerable": True}
     assert make(ROWS[:2]).facts["unanswerable"] is False

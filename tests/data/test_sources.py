@@ -598,11 +598,6 @@ def test_squad_json_without_answers_can_be_predicted_and_not_trained_on() -> Non
         (squad(question=" "), "question a7: no text in column 'question'"),
         (squad(id=""), "question : column 'id' holds a string (''), which names no row"),
         (squad(id=True), "question True: column 'id' holds a bool (True), which names no row"),
-        (
-            squad(is_impossible=True),
-            "question a7: is_impossible is true, but there are [{'text': 'a soup', 'answer_start': 7}]",
-        ),
-        (squad(is_impossible=False, answers=[]), "question a7: is_impossible is false, but there are [] as answers"),
         (squad(question="a \ud83d"), "question a7: broken JSON: 'utf-8' codec can't encode character '\\ud83d'"),
         ('{"version": "1", "data": [7]}', "r.json, article 1: expected a list under 'paragraphs', got nothing"),
         ('{"version": "1", "data": [{"paragraphs": [{}]}]}', "article 1, paragraph 1: expected text under 'context'"),
@@ -643,9 +638,8 @@ def test_a_row_without_a_value_is_told(label: str) -> None:
         ("r.txt", "\n"),
     ],
 )
-def test_a_file_without_rows_is_told_unless_it_may_be_empty(name: str, content: str) -> None:
+def test_a_file_without_rows_is_told(name: str, content: str) -> None:
     assert refused(name, content, TEXT) == f"{name}: no rows; name a file that holds data"
-    assert list(read(name, TEXT, allow_empty=True)) == []
 
 
 @ARROW_NAMES

@@ -222,12 +222,13 @@ def test_languages_reach_the_module_and_must_be_known(make: Make, tmp_path_facto
 
 def test_a_prompt_is_read_before_every_source(make: Make, tmp_path_factory: pytest.TempPathFactory) -> None:
     backbone = language_models.save("t5", tmp_path_factory.mktemp("t5"))
-    module = make(backbone, prompt="a film: {source}")
-    first = table(module)[0]
-    assert first["source"] == CORPUS[0]
-    plain = make(backbone)
-    assert first["source_ids"] != table(plain)[0]["source_ids"]
-    assert module.facts["prompt"] == "a film: {source}"
+    module = make(backbone, prompt="a film {source}")
+    rows = table(module)
+    assert [row["source"] for row in rows] == [row["source"] for row in table(make(backbone))]
+    for row in rows:
+        read = module.tokenizer.decode(row["source_ids"], skip_special_tokens=True)
+        assert read == f"a film {row['source']}"
+    assert module.facts["prompt"] == "a film {source}"
 
 
 def test_the_data_is_json_in_the_checkpoints_sense(make: Make) -> None:

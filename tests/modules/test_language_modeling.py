@@ -1,6 +1,7 @@
 import math
 import shutil
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -233,6 +234,29 @@ def test_losses_and_gradients_are_those_of_transformers(kind: str, make: Make) -
     for parameter, gradient in zip(module.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
     assert not module.model.get_output_embeddings()._forward_pre_hooks
+
+
+@pytest.mark.parametrize("kind", OBJECTIVES)
+def test_a_long_text_is_run_in_parts_and_its_loss_is_the_same(kind: str, make: Make) -> None:
+    module, _ = make(kind)
+    texts = [" ".join(CORPUS * 5), CORPUS[1]]
+    seen: list[int] = []
+    module.model.register_forward_pre_hook(lambda _, __, given: seen.append(len(given["input_ids"])), with_kwargs=True)
+    together, alone = module.predict_texts(texts), [module.predict_texts([text])[0] for text in texts]
+    assert max(seen) <= 2
+    for one, other in zip(together, alone, strict=True):
+        assert one.tokens == other.tokens
+        assert one.loss_nats == pytest.approx(other.loss_nats, rel=1e-5)
+
+
+def test_a_batch_without_a_finite_loss_leaves_no_finite_figure(make: Make) -> None:
+    module, data = make("llama", batch_size=1)
+    losses = module.row_losses
+    calls = count()
+    module.row_losses = lambda *given: losses(*given) * (torch.nan if next(calls) == 1 else 1.0)
+    (tested,) = plain_trainer().test(module, data, verbose=False)
+    assert next(calls) > 2
+    assert math.isnan(tested["test/loss"])
 
 
 @pytest.mark.parametrize("kind", OBJECTIVES)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from captum.attr import LayerIntegratedGradients
 from torch import Tensor
-from transformers import LlamaModel
+from transformers import BertConfig, BertForQuestionAnswering, LlamaModel
 
 from lit_nlp import QuestionAnsweringDataModule, QuestionAnsweringModule
 from lit_nlp.callbacks.results import ResultsWriter
@@ -20,7 +20,7 @@ from lit_nlp.errors import ConfigError, DataError
 from lit_nlp.modules.base import TransformerModule
 from lit_nlp.modules.question_answering import Answer, Window, bare_span, best_spans, span_losses
 from tests.backbones import CORPUS
-from tests.contract import Contract, outputs, plain_trainer, rows_of, write_rows
+from tests.contract import Contract, outputs, plain_trainer, rows_of, save, write_rows
 from tests.metrics.test_question_answering import official_v2
 
 CONTEXTS = [*CORPUS, "a film", " ".join(CORPUS[:2])]
@@ -193,10 +193,8 @@ def test_a_rows_loss_is_the_sum_over_its_windows_and_a_batchs_the_mean_over_all(
     assert len(batch["row"]) > 3
     torch.testing.assert_close(losses, torch.stack(expected))
     torch.testing.assert_close(losses.sum() / module.loss_weight(batch), each.mean())
-    reference = module.model(**module.inputs(batch), start_positions=target[:, 0], end_positions=target[:, 1]).loss
     alone = rows_of(data, [1])
     torch.testing.assert_close(module.row_losses(module.forward_batch(alone), alone)[0], losses[2])
-    assert reference.isfinite()
 
 
 def test_without_padding_the_loss_is_transformers(bert: str, tmp_path: Path) -> None:
@@ -248,9 +246,8 @@ def test_an_answer_is_the_best_of_all_windows_and_its_score_a_softmax(seed: int,
     context, question = CONTEXTS[-1], "why"
     encoded = module.encode([(question, context)])
     generator = torch.Generator().manual_seed(seed)
-    logits = {len(tokens["input_ids"]): None for tokens in encoded.sequences}
     assert len(encoded.sequences) > 2
-    width = max(logits)
+    width = max(len(tokens["input_ids"]) for tokens in encoded.sequences)
     said = torch.randn(len(encoded.sequences), width, 2, generator=generator) * 3
 
     every: dict[tuple[int, int], float] = {}
@@ -525,11 +522,23 @@ def test_the_sanity_check_passes_whatever_its_batches_hold(
 
 
 def test_a_checkpoint_may_be_asked_with_another_threshold(bert: str, tmp_path: Path) -> None:
-    assert {"null_threshold", "n_best", "max_answer_length", "compile"} <= QuestionAnsweringModule.runtime_arguments
+    module = QuestionAnsweringModule(bert, unanswerable=True)
+    path, text = save(module, tmp_path / "x.ckpt"), [("why", CORPUS[0])]
+    for threshold, answered in ((-1000.0, False), (1000.0, True)):
+        loaded = QuestionAnsweringModule.load_from_checkpoint(path, null_threshold=threshold)
+        assert bool(loaded.predict_texts(text)[0].text) == answered
 
 
-def test_windows_are_as_long_as_in_the_data_module(bert: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert QuestionAnsweringModule(bert).max_length == QuestionAnsweringDataModule(bert).max_length == 64
+def test_windows_are_as_long_as_the_backbone_reads_and_no_longer_than_384(bert: str, tmp_path: Path) -> None:
+    assert QuestionAnsweringModule(bert).max_length == 64
+    wide = Path(shutil.copytree(bert, tmp_path / "wide"))
+    for name, key in ("tokenizer_config.json", "model_max_length"), ("config.json", "max_position_embeddings"):
+        settings = json.loads((wide / name).read_text())
+        (wide / name).write_text(json.dumps(settings | {key: 1000}))
+    (wide / "model.safetensors").unlink()
+    BertForQuestionAnswering(BertConfig.from_pretrained(wide)).save_pretrained(wide)
+    assert QuestionAnsweringModule(str(wide)).max_length == 384
+    assert QuestionAnsweringModule(str(wide), max_length=500).max_length == 500
 
 
 def test_fitting_learns_to_point_to_the_answer(bert: str, tmp_path: Path) -> None:
@@ -574,8 +583,18 @@ def test_the_answer_is_explained_by_the_tokens_at_its_ends(bert: str) -> None:
         assert (places[first].part, places[first].start) == (1, answer.start)
         assert (places[last].part, places[last].end) == (1, answer.end)
         logits = module.eval()(**module.pad([reading.inputs]))[0].double().log_softmax(0)
-        log = module.score(logits.float().exp().log()[None], torch.tensor([[first, last]]))
+        log = module.score(logits.float()[None], torch.tensor([[first, last]]))
         assert log.item() == pytest.approx((logits[first, 0] + logits[last, 1]).item(), abs=1e-4)
+
+
+def test_an_answer_that_stands_twice_is_as_probable_as_its_more_probable_place(bert: str) -> None:
+    module, text = QuestionAnsweringModule(bert), ("why", "good good good good")
+    (target,), (answer,) = module.attribution_targets([text]), module.predict_texts([text])
+    texts = [each.text for each in answer.candidates]
+    repeated = next(text for text in texts if texts.count(text) > 1)
+    places = [each.probability for each in answer.candidates if each.text == repeated]
+    assert target.probabilities[repeated] == max(places) > min(places)
+    assert target.probabilities[answer.text] == answer.score
 
 
 def test_start_and_end_stand_apart_and_add_up(bert: str) -> None:

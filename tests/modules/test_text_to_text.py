@@ -351,11 +351,12 @@ def test_a_question_with_a_context_is_asked_as_in_training(t5: str, tmp_path: Pa
     assert asked.source == data.tables["test"][0]["source"] == "question: who? context: a film"
 
 
-def test_lengths_beyond_the_decoders_positions_are_refused(marian: str, llama: str) -> None:
+def test_lengths_beyond_the_decoders_positions_are_refused(marian: str, llama: str, bert: str) -> None:
     for backbone, arguments in (
         (marian, {"max_new_tokens": 100}),
         (marian, {"max_target_length": 100}),
         (llama, {"max_new_tokens": 60, "max_length": 64}),
+        (bert, {"max_new_tokens": 100}),
     ):
         with pytest.raises(ConfigError, match=r"asks for \d+ positions, the backbone has 64; lower them"):
             TranslationModule(backbone, **arguments)
