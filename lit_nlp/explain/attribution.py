@@ -224,7 +224,7 @@ class _Ledger:
             for i in waiting:
                 self._credit[i].zero_()
                 self._change[i] = 0.0
-            for picked, batch in self._batches(waiting):
+            for picked, batch in self._batches(waiting, max(1, self._batch_size // (2 if method.doubles else 1))):
                 credits = method.credit(batch, settings).cpu().double()
                 for i, change, credit in zip(picked, batch.change().tolist(), credits, strict=True):
                     words = len(self._features[i])
@@ -270,16 +270,16 @@ class _Ledger:
                     mend="train again: weights that have diverged can't be explained",
                 )
 
-    def _batches(self, targets: set[int]) -> Iterable[tuple[list[int], Batch]]:
+    def _batches(self, targets: set[int], rows: int) -> Iterable[tuple[list[int], Batch]]:
         """Yield readings of like length, the longest first, so that memory runs out at once or never."""
         readings = [(i, reading) for i in sorted(targets) for reading in self._targets[i].readings]
         readings.sort(key=lambda item: [-len(ids) for ids in item[1].inputs.values()])
-        for start in range(0, len(readings), self._batch_size):
-            picked, some = zip(*readings[start : start + self._batch_size], strict=True)
+        for start in range(0, len(readings), rows):
+            picked, some = zip(*readings[start : start + rows], strict=True)
             features = [self._features[i] for i in picked]
             yield (
                 list(picked),
-                Batch(self._module, some, features, absence=self._absence, rows=self._batch_size),
+                Batch(self._module, some, features, absence=self._absence, rows=rows),
             )
 
 

@@ -196,25 +196,39 @@ class Game:
 
     Args:
         readings: A batch of one sequence for each in which the text is read.
+        played: The numbers of the words that may be blanked; the others stay. None: all.
     """
 
-    def __init__(self, readings: Sequence[Batch]) -> None:
-        self.readings, self.words = readings, readings[0].words
+    def __init__(self, readings: Sequence[Batch], played: Int[Tensor, " words"] | None = None) -> None:
+        self.readings, self._words = readings, played
+        self.words = readings[0].words if played is None else len(played)
+
+    def of(self, words: Int[Tensor, " words"]) -> "Game":
+        """Return the game of some of the words."""
+        return Game(self.readings, words)
 
     def score(self, keep: Float[Tensor, "coalitions words"]) -> Float[Tensor, " coalitions"]:
         """Return the scalar that is explained, where each word stays by its share of 1."""
-        return torch.stack([_played(batch, keep, _terms_of(batch)) for batch in self.readings]).sum(0)
+        return torch.stack([_played(batch, self._all(keep), _terms_of(batch)) for batch in self.readings]).sum(0)
 
     def log_probability(self, keep: Float[Tensor, "coalitions words"]) -> Float[Tensor, " coalitions"]:
         """Return the log probability of the target in nats; of a text in windows, the mean over them."""
-        return torch.stack([_played(batch, keep, _probability_of(batch)) for batch in self.readings]).mean(0)
+        return torch.stack([_played(batch, self._all(keep), _probability_of(batch)) for batch in self.readings]).mean(0)
 
     def soft_log_probability(
         self, retain: Float[Tensor, "samples words"], generator: torch.Generator
     ) -> Float[Tensor, " samples"]:
         """Return the same where each element of a word's embeddings stays with the word's probability."""
-        found = [_played(batch, retain, _probability_of(batch), generator) for batch in self.readings]
+        found = [_played(batch, self._all(retain), _probability_of(batch), generator) for batch in self.readings]
         return torch.stack(found).mean(0)
+
+    def _all(self, keep: Float[Tensor, "coalitions played"]) -> Float[Tensor, "coalitions words"]:
+        """Return coalitions of all words, of which those that aren't played stay."""
+        if self._words is None:
+            return keep
+        stays = keep.new_ones(len(keep), self.readings[0].words)
+        stays[:, self._words] = keep
+        return stays
 
 
 Read = Callable[[Any, int], Float[Tensor, " rows"]]

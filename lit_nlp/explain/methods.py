@@ -5,6 +5,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import isgeneratorfunction
 from typing import Any
 
 import captum.attr as ca
@@ -21,6 +22,7 @@ from lit_nlp.explain.batch import Batch, Game
 Credit = Float[Tensor, "batch words_and_rest"]
 
 _FEW_WORDS = 8
+_ORDERS = 50
 _OCCLUDED = 2
 
 
@@ -50,12 +52,14 @@ class Method:
         complete: Whether the credits are to add up to the change of the score.
         by_steps: Whether they do so the better the more steps are taken.
         about: What the scores mean, for readers.
+        doubles: Whether text and baseline go through the module together, and so take twice the room.
     """
 
     credit: Callable[[Batch, Settings], Credit]
     complete: bool
     about: str
     by_steps: bool = False
+    doubles: bool = False
 
 
 # Gradients
@@ -110,13 +114,13 @@ def gradient_shap(batch: Batch, settings: Settings) -> Credit:
     samples = settings.samples or 64
     for row in range(len(batch)):
         alone = batch.game(row).readings[0]
-        method, rounds = ca.GradientShap(alone.score_at), max(1, samples // batch.rows)
+        method = ca.GradientShap(alone.score_at)
+        sizes = [min(batch.rows, samples - done) for done in range(0, samples, batch.rows)]
         with _seeded(alone, settings.seed):
-            drawn = [
-                _at_embeddings(alone, method, baselines=alone.baselines, n_samples=min(samples, batch.rows))
-                for _ in range(rounds)
-            ]
-        found.append(_widened(torch.stack(drawn).mean(0)[0], batch.words))
+            # The points are drawn one after the other, so that they are the same however many go together.
+            means = [_at_embeddings(alone, method, baselines=alone.baselines, n_samples=size)[0] for size in sizes]
+        weights = torch.tensor(sizes, dtype=means[0].dtype, device=means[0].device) / samples
+        found.append(_widened(weights @ torch.stack(means), batch.words))
     return torch.stack(found)
 
 
@@ -189,22 +193,36 @@ def occlusion(game: Game, settings: Settings) -> Float[Tensor, " words"]:
 
 
 def shapley_value_sampling(game: Game, settings: Settings) -> Float[Tensor, " words"]:
-    """What each word adds to those before it, the mean over random orders (Castro et al. 2009)."""
+    """What each word adds to those before it, the mean over random orders (Castro et al. 2009).
+
+    Each order is taken forwards and backwards: what two words do together then cancels out of the error (Mitchell et
+    al. 2022, "Sampling Permutations for Shapley Value Estimation", section 4.1).
+    """
+    method = ca.ShapleyValueSampling(game.score)
+    method.permutation_generator = _forwards_and_backwards
     rows = game.readings[0].rows
-    samples = settings.samples or 25
-    return _of_words(game, ca.ShapleyValueSampling(game.score), n_samples=samples, perturbations_per_eval=rows)
+    return _of_words(game, method, n_samples=settings.samples or _ORDERS, perturbations_per_eval=rows)
 
 
 def kernel_shap(game: Game, settings: Settings) -> Float[Tensor, " words"]:
-    """Shapley values by a weighted regression over random coalitions (Lundberg and Lee 2017)."""
+    """Shapley values by a weighted regression over random coalitions (Lundberg and Lee 2017).
+
+    Each coalition is followed by its complement (Covert and Lee 2021, "Improving KernelSHAP", section 3.2).
+    """
     if game.words < 2:
         return feature_ablation(game, settings)
-    return _of_words(game, ca.KernelShap(game.score), **_draws(game, settings))
+    method = ca.KernelShap(game.score)
+    method.perturb_func = _with_complements(method.perturb_func)
+    return _of_words(game, method, **_draws(game, settings))
 
 
 def lime(game: Game, settings: Settings) -> Float[Tensor, " words"]:
-    """The weights of a linear model fitted around the text (Ribeiro et al. 2016), by least squares, unpenalised."""
+    """The weights of a linear model fitted around the text (Ribeiro et al. 2016), by least squares, unpenalised.
+
+    Texts are drawn with their complements, as for `kernel_shap`.
+    """
     method = ca.Lime(game.score, interpretable_model=SkLearnLinearRegression())
+    method.perturb_func = _with_complements(method.perturb_func)
     return _of_words(game, method, **_draws(game, settings))
 
 
@@ -225,10 +243,12 @@ def _by_game(play: Callable[[Game, Settings], Float[Tensor, " words"]]) -> Calla
     def credit(batch: Batch, settings: Settings) -> Credit:
         found = []
         for row in range(len(batch)):
-            game = batch.game(row)
-            with _seeded(game.readings[0], settings.seed):
-                words = play(game, settings) if game.words else torch.zeros(0)
-            found.append(_widened(torch.cat([words.float(), torch.zeros(1)]), batch.words))
+            game, heard = batch.game(row), batch.heard[row].nonzero()[:, 0]
+            credit = torch.zeros(batch.words + 1)
+            if len(heard):
+                with _seeded(game.readings[0], settings.seed):
+                    credit[heard] = play(game.of(heard), settings).float()
+            found.append(credit)
         return torch.stack(found)
 
     return credit
@@ -246,7 +266,7 @@ METHODS: dict[str, Method] = {
     ),
     "saliency": Method(saliency, False, "How much the score would react to a small change of each word; unsigned."),
     "input_x_gradient": Method(input_x_gradient, False, "Each word times the score's reaction to it."),
-    "deep_lift": Method(deep_lift, True, "The difference to a blank text, passed back layer by layer."),
+    "deep_lift": Method(deep_lift, True, "The difference to a blank text, passed back layer by layer.", doubles=True),
     "gradient_shap": Method(gradient_shap, True, "Integrated gradients at random points of the way."),
     "feature_ablation": Method(_by_game(feature_ablation), False, "What the score loses without the word."),
     "occlusion": Method(_by_game(occlusion), False, "What the score loses without the word and its neighbour."),
@@ -278,6 +298,35 @@ def _path(batch: Batch, settings: Settings) -> dict[str, Any]:
 def _of_words(game: Game, captum: Any, **options: Any) -> Float[Tensor, " words"]:
     found: Tensor = captum.attribute(torch.ones(1, game.words), baselines=0, **options)
     return found[0].detach()
+
+
+def _forwards_and_backwards(words: int, samples: int) -> Iterator[list[int]]:
+    """Draw orders of the words, each followed by its reverse."""
+    for _ in range((samples + 1) // 2):
+        order = torch.randperm(words).tolist()
+        yield order
+        yield order[::-1]
+
+
+def _with_complements(draw: Callable[..., Any]) -> Callable[..., Tensor]:
+    """Let one of Captum's ways of drawing coalitions follow each by its complement."""
+    several: Iterator[Tensor] | None = None
+    complement: Tensor | None = None
+
+    def drawn(given: Any, **options: Any) -> Tensor:
+        nonlocal several, complement
+        if complement is not None:
+            keep, complement = complement, None
+            return keep
+        if isgeneratorfunction(draw):
+            several = several or draw(given, **options)
+            keep = next(several)
+        else:
+            keep = draw(given, **options)
+        complement = 1 - keep
+        return keep
+
+    return drawn
 
 
 def _draws(game: Game, settings: Settings) -> dict[str, int]:

@@ -2,6 +2,7 @@ import itertools
 import json
 import math
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,8 +10,8 @@ from captum.attr import LayerIntegratedGradients
 
 from lit_nlp.errors import ConfigError, UserError
 from lit_nlp.explain.attribution import Attribution, attribute, games
-from lit_nlp.explain.batch import Batch
-from lit_nlp.explain.methods import METHODS, Method, Settings
+from lit_nlp.explain.batch import Batch, Game
+from lit_nlp.explain.methods import METHODS, Method, Settings, kernel_shap, shapley_value_sampling
 from tests.explain import fakes
 
 TEXTS = [
@@ -218,6 +219,50 @@ def test_sampling_gives_stable_results_without_being_told_how_often():
         assert torch.corrcoef(torch.tensor([scores(one), scores(other)]))[0, 1] > 0.9
 
 
+def test_the_draws_of_gradient_shap_do_not_hang_on_the_batch_size():
+    module = fakes.bert()
+    found = [
+        scores(attribute(module, TEXTS[:1], method="gradient_shap", samples=30, batch_size=size)[0])
+        for size in (1, 7, 30, 64)
+    ]
+    for each in found[1:]:
+        assert each == pytest.approx(found[0], abs=1e-5)
+
+
+class Pairs(Game):
+    """A game in which words count alone and two by two."""
+
+    def __init__(self):
+        self.words, self.readings = 6, [SimpleNamespace(rows=8)]
+        generator = torch.Generator().manual_seed(0)
+        self.alone = torch.randn(self.words, generator=generator)
+        self.together = torch.randn(self.words, self.words, generator=generator).triu(1)
+
+    def score(self, keep):
+        keep = keep.float()
+        return keep @ self.alone + ((keep @ self.together) * keep).sum(1)
+
+
+@pytest.mark.parametrize(("play", "samples"), [(shapley_value_sampling, 2), (kernel_shap, 30)])
+def test_what_two_words_do_together_cancels_out_of_a_draw_and_its_reverse(play, samples: int):
+    game = Pairs()
+    found = play(game, Settings(steps=0, samples=samples, layer=None, seed=0))
+    halves = (game.together + game.together.T).sum(1) / 2
+    torch.testing.assert_close(found, game.alone + halves, atol=1e-3, rtol=1e-3)
+
+
+def test_a_window_is_played_with_its_own_words_alone():
+    whole, windowed = fakes.bag(), fakes.bag(max_length=6, stride=0)
+    text = "a dull plot but very good film !"
+    for method in "shapley_value_sampling", "feature_ablation", "kernel_shap":
+        windowed.rows = 0
+        (found,) = attribute(windowed, [text], method=method, target="negative")
+        in_windows, windowed.rows, whole.rows = windowed.rows, 0, 0
+        (alone,) = attribute(whole, [text], method=method, target="negative")
+        assert scores(found) == pytest.approx([score / 2 for score in scores(alone)], abs=1e-4)
+        assert in_windows <= whole.rows + 8, "two windows of four words cost what eight words do"
+
+
 def test_a_layer_credits_words_with_what_it_makes_of_them():
     module, layer = fakes.bert(), "model.bert.encoder.layer.0"
     (found,) = attribute(module, TEXTS[:1], method="layer_integrated_gradients", layer=layer, target="positive")
@@ -348,10 +393,11 @@ def test_softly_kept_words_lose_elements_of_their_embeddings_by_chance():
     assert one != other
 
 
-def test_no_more_sequences_run_at_once_than_the_batch_size():
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "layer_integrated_gradients"])
+def test_no_more_sequences_run_at_once_than_the_batch_size(method: str):
     module = fakes.bert()
-    attribute(module, TEXTS, batch_size=2)
-    assert module.widest == 2
+    attribute(module, TEXTS, method=method, samples=10, batch_size=4)
+    assert module.widest <= 4
 
 
 def test_the_result_names_prediction_target_and_label():
