@@ -1,6 +1,7 @@
 """LitNLPCLI: LightningCLI with our verbs, and the checks before a run starts."""
 
 import inspect
+import json
 import logging
 import os
 import re
@@ -18,6 +19,7 @@ from typing import Any, NoReturn, cast
 
 import torch
 import transformers
+import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
@@ -26,6 +28,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from lit_nlp import scratch
 from lit_nlp.callbacks.checkpointing import AtomicCheckpointIO, LastCheckpoint
 from lit_nlp.callbacks.results import ResultsWriter
 from lit_nlp.callbacks.run_folder import RunFolder, newest_run, unused_run
@@ -81,9 +84,12 @@ def run(args: list[str]) -> int:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, end_softly)
     try:
+        args = list(map(_of_one_piece, args))
         _check_arguments(args)
         LitNLPCLI(args)
     except (UserError, MisconfigurationException) as error:
+        if isinstance(error, UserError) and error.where == "texts":
+            error.where, error.mend = "--text", "give --text_pair where the model reads pairs, and only there"
         print(f"lit-nlp: {_one_line(str(error)).replace('lit-nlp VERB', f'lit-nlp {args[0]}')}", file=sys.stderr)
         return 2
     except SIGTERMException:
@@ -224,7 +230,10 @@ class LitNLPTrainer(Trainer):
 
 
 class _Parser(LightningArgumentParser):
-    """Reports mistakes as the rest of the project does."""
+    """Reports mistakes as the rest of the project does, and takes no option by its first letters alone."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         mend = "see lit-nlp VERB --help"
@@ -283,7 +292,7 @@ class LitNLPCLI(LightningCLI):
         self._check_one_backbone(config)
         task = _snake_case(config.model.class_path.rpartition(".")[2].removesuffix("Module"))
         name = config.name or task
-        if Path(name).name != name:
+        if Path(name).name != name or name == "..":
             raise ConfigError(
                 f"{name!r} is no name of a folder", where="name", mend="trainer.default_root_dir moves runs"
             )
@@ -419,10 +428,12 @@ class LitNLPCLI(LightningCLI):
         if given is not None:
             # For one from scratch, the data module has trained a tokenizer.
             arguments.backbone = getattr(self.datamodule, "backbone", given)
+        asked = self._on_command_line("model")
         for name, fact in getattr(self.datamodule, "facts", {}).items():
             if name not in arguments:
                 continue
-            given_too = arguments[name] not in (None, _default(config.model.class_path, name), fact)
+            default = None if name in asked else _default(config.model.class_path, name)
+            given_too = arguments[name] not in (None, default, fact)
             if given_too and name in getattr(_import(config.model.class_path), "runtime_arguments", ()):
                 continue
             if given_too:
@@ -503,6 +514,17 @@ class LitNLPCLI(LightningCLI):
             plugins = trainer.plugins or []
             extras["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
         return extras | {"callbacks": [*_as_list(trainer.callbacks), *callbacks]}
+
+
+def _of_one_piece(argument: str) -> str:
+    """Write the configuration behind ``scratch:`` so that no parser takes the whole for one: with no blank in it."""
+    inline = re.fullmatch(rf"((?:--[\w.]+=)?{scratch.PREFIX})(\{{.*)", argument.strip(), re.DOTALL)
+    if inline is None:
+        return argument
+    try:
+        return inline[1] + json.dumps(yaml.safe_load(inline[2]), separators=(",", ":"))
+    except (yaml.YAMLError, TypeError):
+        return argument
 
 
 def _check_arguments(args: list[str]) -> None:

@@ -83,14 +83,22 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(vocabulary.encode()).hexdigest()
 
 
-def check_list(texts: Sequence[Text]) -> None:
-    """Refuse one text where a list is expected: its characters would be taken for texts.
+def check_texts(texts: Sequence[Text]) -> None:
+    """Refuse what no tokenizer reads.
 
     Raises:
-        ConfigError: It is one text.
+        ConfigError: It is one text and no list, or holds what is no text.
+        DataError: A text isn't whole Unicode.
     """
     if isinstance(texts, str):
         raise ConfigError("expected a list of texts, got one text", where="texts", mend="write [text]")
+    for i, text in enumerate(texts):
+        parts = text if isinstance(text, tuple) else (text,)
+        where = f"text {i} (counted from 0)"
+        if not all(isinstance(part, str) for part in parts):
+            raise ConfigError(f"expected a text, got {text!r}", where=where)
+        if any(map(_HALF_CHARACTER.search, parts)):
+            raise DataError("a lone surrogate, half of a character", where=where, mend="write the whole character")
 
 
 def encode(
@@ -109,8 +117,9 @@ def encode(
         BackboneError: The tokenizer doesn't tell where in the text its tokens stand.
         ConfigError: It is one text and no list, single texts and pairs are mixed, or `max_length` leaves no
             room for the first text of a pair beside the second, or for new tokens beside the overlap.
+        DataError: A text isn't whole Unicode.
     """
-    check_list(texts)
+    check_texts(texts)
     if len({isinstance(text, str) for text in texts}) > 1:
         raise ConfigError("single texts and pairs are mixed", mend="give all texts alone, or all as pairs")
     _check_fast(tokenizer)

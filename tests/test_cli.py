@@ -348,6 +348,28 @@ def test_only_what_is_pre_trained_leaves_a_backbone(project: Path) -> None:
     assert not Path("checkpoints/sentiment/backbone").exists()
 
 
+def test_a_configuration_from_scratch_may_have_a_single_key(project: Path) -> None:
+    given = ["--model.backbone", "scratch:{model_type: bert}", "--trainer.fast_dev_run", "true"]
+    small = ["--data.max_length", "16"]
+    assert lit_nlp("fit", *given, *small) == 0
+    assert lit_nlp("fit", "--model.backbone=scratch:{model_type: brt}") == 2
+
+
+def test_an_argument_that_the_data_contradicts_is_refused_also_where_it_is_the_default(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer = {"text": "film", "answer_start": 7}
+    rows = [
+        {"id": "a", "question": "what", "context": "a warm film", "answers": [answer]},
+        {"id": "b", "question": "what", "context": "a warm film", "answers": []},
+    ]
+    Path("train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    classes = ["--model", "lit_nlp.QuestionAnsweringModule", "--data", "lit_nlp.QuestionAnsweringDataModule"]
+    asked = ["fit", "--config", "config.yaml", *classes, "--data.val", "train.jsonl"]
+    assert command.main([*asked, "--model.unanswerable", "false"]) == 2
+    assert "model.unanswerable is False, but the data says True" in capsys.readouterr().err
+
+
 # What a checkpoint brings along
 
 
@@ -436,6 +458,10 @@ def test_a_run_of_another_name_is_not_taken_for_a_later_one(project: Path) -> No
         (["--trainer.overfit_batches", "1"], "use --data.limit instead"),
         (["--data.num_workers", "-1"], "num_workers must be at least 0, got -1"),
         (["--name", "../x"], "'../x' is no name of a folder"),
+        (["--name", ".."], "'..' is no name of a folder"),
+        (["--nam", "x"], "nam"),
+        (["--trainer.max_epoch", "1"], "max_epoch"),
+        (["--data.columns.txt", "text"], "data.columns: data.columns 'txt' is not one of text, text_pair, label;"),
         (["--trainer.default_root_dir", "config.yaml"], "config.yaml"),
     ],
 )
@@ -453,6 +479,7 @@ def test_what_does_not_fit_the_trainer_or_the_disk_is_one_line(
         (["--text", "a", "--text", "b"], "explain takes one text"),
         (["--text", "  "], "there is no text"),
         (["--text_pair", "a"], "there is no text"),
+        (["--text", "caf\udce9"], "text 0 (counted from 0): a lone surrogate, half of a character"),
     ],
 )
 def test_explain_wants_one_text_that_says_something(

@@ -64,7 +64,7 @@ class ResultsWriter(Callback):
         measured = [metrics for metrics in self._validations if math.isfinite(metrics.get(name, math.nan))]
         if measured:
             best = (max if mode == "max" else min)(measured, key=lambda metrics: metrics[name])
-            self._write_metrics(trainer, best)
+            self._write_metrics(trainer, best, "val/")
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the rows of a test that broke off; of another project's module none are kept."""
@@ -101,7 +101,7 @@ class ResultsWriter(Callback):
 
     def _write_evaluation(self, trainer: Trainer, pl_module: LightningModule, split: str, folder: Path) -> None:
         metrics = _scalars(trainer, f"{split}/")
-        self._write_metrics(trainer, metrics)
+        self._write_metrics(trainer, metrics, f"{split}/")
         if trainer.is_global_zero:
             write_text(self.folder / f"{split}.md", _table(metrics, pl_module))
         self._write_files(trainer, pl_module, "evaluation_files", folder)
@@ -132,16 +132,17 @@ class ResultsWriter(Callback):
                 everyone.extend(rows)
         return everyone
 
-    def _write_metrics(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+    def _write_metrics(self, trainer: Trainer, metrics: dict[str, float], prefix: str) -> None:
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         path = self.folder / "metrics.json"
         earlier = json.loads(path.read_text()) if path.exists() else {}
         # JSON knows no NaN, which a correlation of constants is.
         figures = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        if earlier | figures != earlier:
-            replaced = not earlier.keys().isdisjoint(figures)
-            write_text(path, json.dumps(earlier | figures, indent=2) + "\n", keep_earlier=replaced)
+        others = {name: value for name, value in earlier.items() if not name.startswith(prefix)}
+        if others | figures != earlier:
+            replaced = len(others) < len(earlier)
+            write_text(path, json.dumps(others | figures, indent=2) + "\n", keep_earlier=replaced)
         rank_zero_info(f"Metrics: {path}")
 
 

@@ -23,8 +23,8 @@ from lit_nlp import scratch
 from lit_nlp.data import sources
 from lit_nlp.data.batching import Batches, BatchSampler, Lengths
 from lit_nlp.data.sources import Columns, Row
-from lit_nlp.errors import ConfigError, require
-from lit_nlp.files import cache_folder, written_whole
+from lit_nlp.errors import ConfigError, known_name, require
+from lit_nlp.files import cache_folder, write_text, written_whole
 from lit_nlp.pretrained import load_tokenizer
 from lit_nlp.tokenization import Text, resolve_max_length, tokenizer_fingerprint
 
@@ -111,15 +111,20 @@ class TextDataModule(LightningDataModule):
         require(max_length is None or max_length >= 1, f"max_length must be at least 1, got {max_length}", "data")
         self._backbone = backbone
         self.sources: dict[Split, Source | None] = {"train": train, "val": val, "test": test, "predict": predict}
+        for name in columns or {}:
+            known_name(name, self.canonical_columns, "data.columns")
         self.columns, self.column_names = columns or {}, column_names
         self._max_length, self.batch_size, self.max_tokens = max_length, batch_size, max_tokens
         self.val_fraction, self.limit, self.num_workers, self.seed = val_fraction, limit, num_workers, seed
         self.tables: dict[Split, datasets.Dataset] = {}
+        self._notes: list[str] = []
         # Which rows were held out stands in the checkpoint, so that none of them is trained on and then tested.
         self.save_hyperparameters({"val_fraction": val_fraction, "seed": seed, "limit": limit}, logger=False)
 
     # What a task says
 
+    # The columns that `columns` may name.
+    canonical_columns: ClassVar[tuple[str, ...]]
     instead_of_truncating: ClassVar[str] = "raise it to read them whole"
 
     @property
@@ -211,6 +216,10 @@ class TextDataModule(LightningDataModule):
         """
         return sources.read(self.source(split), self.columns_of(split))
 
+    def note(self, text: str) -> None:
+        """Let what is found out while rows are read be a warning whenever their table is opened."""
+        self._notes.append(text)
+
     def source(self, split: Split) -> Source:
         """Return where a split's rows come from.
 
@@ -279,6 +288,8 @@ class TextDataModule(LightningDataModule):
 
     def _open(self, split: Split) -> datasets.Dataset:
         table = self._table(split)
+        for note in self._notes_of(split):
+            rank_zero_warn(f"{split}: {note}")
         if self.sources["val"] is None and split in ("train", "val"):
             held_out = self._held_out(len(table))
             rows = held_out if split == "val" else sorted(set(range(len(table))) - set(held_out))
@@ -290,6 +301,12 @@ class TextDataModule(LightningDataModule):
                 f" and were truncated; {self.instead_of_truncating}."
             )
         return table
+
+    def _notes_of(self, split: Split) -> list[str]:
+        if self.sources[split] is None:
+            return []
+        path = cache_folder() / f"{self._cache_key(split)}.notes"
+        return path.read_text("utf-8").splitlines() if path.exists() else []
 
     def _held_out(self, rows: int) -> list[int]:
         require(rows >= 2, "one training row can't be split in two", "data", mend="give --data.val FILE")
@@ -334,10 +351,13 @@ class TextDataModule(LightningDataModule):
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
 
     def _write_table(self, split: Split, path: Path) -> None:
+        self._notes = []
         rows = tqdm(self._limited(self.read(split)), desc=f"Tokenising {split}", unit=" rows", disable=None)
         with written_whole(path) as partial, pa.ipc.new_stream(str(partial), self.schema) as writer:
             for some in _chunks(rows, _ROWS_AT_ONCE):
                 writer.write_table(pa.table(dict(self.tokenise(some, split)), schema=self.schema))
+            if self._notes:
+                write_text(path.with_suffix(".notes"), "".join(f"{note}\n" for note in self._notes), keep_earlier=False)
 
     def _limited(self, rows: Iterator[Row]) -> Iterable[Row]:
         if self.limit is None:

@@ -1,6 +1,8 @@
 """Which rows go together: batches of like length, by rows or by tokens, resumable, one share a process."""
 
+import zlib
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from itertools import cycle, islice
 from typing import Any, TypeAlias
 
@@ -9,7 +11,7 @@ import torch
 from jaxtyping import Int
 from torch.utils.data import DataLoader, Dataset
 
-from lit_nlp.errors import ConfigError
+from lit_nlp.errors import ConfigError, require
 
 # Tokens of each row, on each side that is padded by itself: the text's, or source's and target's.
 Lengths: TypeAlias = Int[np.ndarray, "rows sides"]
@@ -126,6 +128,12 @@ class BatchSampler:
             self._planned = (self.epoch, share(self._plan(), self.rank, self.world_size, even=self.shuffle))
         return self._planned[1]
 
+    @cached_property
+    def plan(self) -> str:
+        """What changes when an epoch would have other batches."""
+        arguments = [self.batch_size, self.max_tokens, self.shuffle, self.seed, self.world_size]
+        return f"{arguments} {zlib.crc32(self.lengths.tobytes())}"
+
     def _plan(self) -> list[list[int]]:
         if not self.shuffle:
             return plan_batches(self.lengths, batch_size=self.batch_size, max_tokens=self.max_tokens)
@@ -176,12 +184,27 @@ class Batches:
             self._given_out = (epoch, number)
             yield batch
 
-    def state_dict(self) -> dict[str, int]:
-        """Return the epoch and the batches of it that were given out."""
+    def state_dict(self) -> dict[str, Any]:
+        """Return the epoch, the batches of it that were given out, and what planned them."""
         epoch, done = self._given_out
-        return {"epoch": self.sampler.epoch, "done": done if epoch == self.sampler.epoch else 0}
+        within = epoch == self.sampler.epoch and 0 < done < len(self)
+        return {
+            "epoch": self.sampler.epoch,
+            "done": done if epoch == self.sampler.epoch else 0,
+            "plan": self.sampler.plan if within else None,
+        }
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on after the batches that `state` counts."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on after the batches that `state` counts.
+
+        Raises:
+            ConfigError: It is of the middle of an epoch that other data or arguments would have planned.
+        """
+        require(
+            state.get("plan") in (None, self.sampler.plan),
+            f"the run stopped within epoch {state['epoch']}, whose other batches only the same data and batches tell",
+            "data",
+            mend="go on with the same data, limit, seed, batch_size, max_tokens and devices",
+        )
         self.sampler.set_epoch(state["epoch"])
         self._given_out, self._resumed = (state["epoch"], state["done"]), True

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lit_nlp.data.base import Split
 from lit_nlp.data.question_answering import listed_answers
@@ -25,10 +24,12 @@ class GenerativeQuestionAnsweringDataModule(TextToTextDataModule):
         kwargs: The arguments of `TextToTextDataModule`.
     """
 
+    canonical_columns = ("question", "answer", "context", "answers", "is_impossible")
+
     def columns_of(self, split: Split) -> Columns:
         """Read the question, the context where there is one, and outside `predict` the answer."""
         text, listed = ("question",), self._lists_answers(split)
-        lines = split == "predict" and self.first_record(split).keys() == {"text"}
+        lines = self.reads_lines(split)
         return Columns(
             text=text if split == "predict" or listed else (*text, "answer"),
             optional_text=("context",),
@@ -87,7 +88,7 @@ class GenerativeQuestionAnsweringDataModule(TextToTextDataModule):
         if not kept:
             raise DataError(f"none of the {left_out} questions has an answer", where=f"data.{split}")
         if left_out:
-            rank_zero_warn(f"{split}: {left_out} questions without an answer are left out.")
+            self.note(f"{left_out} questions without an answer are left out.")
 
 
 def _answers(row: Row) -> list[str]:

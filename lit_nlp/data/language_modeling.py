@@ -35,6 +35,8 @@ class LanguageModelingDataModule(TextDataModule):
         kwargs: The arguments of `TextDataModule`; `max_length` is the size of a block.
     """
 
+    canonical_columns = ("text",)
+
     def __init__(
         self,
         backbone: str,

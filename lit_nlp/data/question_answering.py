@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lit_nlp.data.base import Split, TextDataModule
 from lit_nlp.data.sources import Columns, Row, shortened
-from lit_nlp.errors import ConfigError, DataError
+from lit_nlp.errors import ConfigError, DataError, require
 from lit_nlp.tokenization import WINDOW_LENGTH, Text, context_offsets, encode_windows, no_answer_positions, pad_windows
 
 # How far from its given start an answer is looked for: slips by a quote or a blank, not another mention.
@@ -61,6 +61,8 @@ class QuestionAnsweringDataModule(TextDataModule):
         DataError: An answer that doesn't stand in its context, an id that stands twice, or a question that is
             longer than `max_length`, with file and id.
     """
+
+    canonical_columns = ("id", "question", "context", "answers", "is_impossible")
 
     def __init__(self, backbone: str, *, doc_stride: int = 128, max_length: int | None = None, **kwargs: Any) -> None:
         super().__init__(backbone, max_length=max_length, **kwargs)
@@ -226,6 +228,7 @@ class QuestionAnsweringDataModule(TextDataModule):
             )
             if split == "train":
                 table = table.select([row for row, nowhere in enumerate(table["in_no_window"][:]) if not nowhere])
+                require(len(table) > 0, "no answer fits whole in a window", "data.max_length", mend="raise it")
         return table
 
 

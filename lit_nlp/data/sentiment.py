@@ -9,8 +9,6 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any, Literal
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-
 from lit_nlp.data.base import Split
 from lit_nlp.data.labels import class_label, number
 from lit_nlp.data.sources import Row
@@ -139,7 +137,7 @@ class SentimentDataModule(TextClassificationDataModule):
                 mend="set data.cutoffs to match the scores",
             )
         if left_out:
-            rank_zero_warn(f"{split}: {left_out} rows between the cutoffs {low} and {high} are neutral and left out.")
+            self.note(f"{left_out} rows between the cutoffs {low} and {high} are neutral and left out.")
 
 
 def _fits(cutoffs: list[float], classes: int) -> bool:

@@ -84,7 +84,7 @@ class Columns:
         mapping: Canonical column -> the file's column, or a list of columns: texts are joined with a blank, the value
             becomes a dict of them. A column that isn't named here keeps its own name.
         names: The columns of a CSV or TSV that has no header.
-        blank: Whether texts may be empty.
+        blank: Whether texts may be empty; otherwise the blank lines of a text file are none of its rows.
         blank_value: Whether the value may be an empty string.
 
     A name with a dot, where no column is called so, leads into an object: `translation.de`.
@@ -270,7 +270,8 @@ def _tsv(file: File, columns: Columns) -> Iterator[Record]:
 
 def _txt(file: File, columns: Columns) -> Iterator[Record]:
     _check_columns(columns, ["text"], file.name)
-    return ((number, {"text": line.rstrip("\r\n")}) for number, line in enumerate(lines(file), 1) if line.strip())
+    numbered = enumerate(lines(file), 1)
+    return ((number, {"text": line.rstrip("\r\n")}) for number, line in numbered if columns.blank or line.strip())
 
 
 def _aligned(path: str) -> list[str]:

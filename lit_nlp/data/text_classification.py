@@ -42,6 +42,8 @@ class TextClassificationDataModule(TextDataModule):
 
     instead_of_truncating: ClassVar[str] = "set doc_stride to split them into windows instead"
 
+    canonical_columns = ("text", "text_pair", "label")
+
     def __init__(
         self,
         backbone: str,

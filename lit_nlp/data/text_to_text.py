@@ -84,6 +84,10 @@ class TextToTextDataModule(TextDataModule):
             self._first_records[split] = sources.first_record(source)
         return self._first_records[split]
 
+    def reads_lines(self, split: Split) -> bool:
+        """Whether a split is a file of lines to be read, each a source."""
+        return split == "predict" and self.first_record(split).keys() == {"text"}
+
     @cached_property
     def architecture(self) -> Architecture:
         """What kind of transformer the backbone is."""

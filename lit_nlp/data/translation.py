@@ -29,6 +29,8 @@ class TranslationDataModule(TextToTextDataModule):
         ConfigError: A ratio that every pair exceeds, or a language that the backbone doesn't know.
     """
 
+    canonical_columns = ("source", "target")
+
     def __init__(
         self,
         backbone: str,
@@ -55,7 +57,9 @@ class TranslationDataModule(TextToTextDataModule):
         """Read the source, and outside `predict` the target."""
         text = ("source",) if split == "predict" else ("source", "target")
         mapping = self._found(split) | self.columns
-        return Columns(text=text, mapping=mapping, names=self.column_names, blank=split != "predict")
+        # What is written of lines is lines again, blank ones among them.
+        blank = split != "predict" or self.reads_lines(split)
+        return Columns(text=text, mapping=mapping, names=self.column_names, blank=blank)
 
     def source_of(self, row: Row) -> str:
         """Return the text to translate."""
@@ -113,10 +117,9 @@ class TranslationDataModule(TextToTextDataModule):
             return {}
         if self.source_lang is not None and self.target_lang is not None:
             self._check_braces(source, split)
-        first = self.first_record(split)
-        if split == "predict" and first.keys() == {"text"}:
+        if self.reads_lines(split):
             return {"source": "text"}
-        translation = first.get("translation")
+        translation = self.first_record(split).get("translation")
         if not isinstance(translation, dict):
             return {}
         if self.source_lang is None or self.target_lang is None:
@@ -124,13 +127,14 @@ class TranslationDataModule(TextToTextDataModule):
             raise ConfigError(
                 problem, where=f"data.{split}", mend="name two with data.source_lang and data.target_lang"
             )
-        languages = {"source": self.source_lang, "target": self.target_lang}
-        return {
-            side: f"translation.{key}"
-            for side, language in languages.items()
-            for key in (language.partition("_")[0], language)  # mBART's en_XX is en in the data
-            if key in translation
-        }
+        found: dict[str, str | list[str]] = {}
+        for side, language in ("source", self.source_lang), ("target", self.target_lang):
+            keys = [key for key in (language, language.partition("_")[0]) if key in translation]  # en_XX is en here
+            if not keys:
+                problem = f"the rows hold translations under {', '.join(translation)}, but none under {language}"
+                raise ConfigError(problem, where=f"data.{side}_lang", mend="name one of these")
+            found[side] = f"translation.{keys[0]}"
+        return found
 
     def _check_braces(self, source: str | list[str], split: Split) -> None:
         source_key, target_key = (str(lang).partition("_")[0] for lang in (self.source_lang, self.target_lang))

@@ -15,7 +15,7 @@ from lit_nlp.explain.explainable import Explainable
 from lit_nlp.explain.methods import METHODS, Method, Settings
 from lit_nlp.explain.words import Word
 from lit_nlp.targets import AttributionTarget, Label
-from lit_nlp.tokenization import Text, check_list
+from lit_nlp.tokenization import Text, check_texts
 
 _FIRST_STEPS = 16
 
@@ -284,7 +284,7 @@ class _Ledger:
 
 
 def _check(texts: Sequence[Text], labels: Sequence[Label | None] | None, **numbers: int | float) -> None:
-    check_list(texts)
+    check_texts(texts)
     if labels is not None and len(labels) != len(texts):
         raise ConfigError(f"there are {len(texts)} texts but {len(labels)} labels", where="labels")
     for name, number in numbers.items():

@@ -22,7 +22,7 @@ from lit_nlp.errors import CheckpointError, ConfigError, UserError, did_you_mean
 from lit_nlp.modules.base import TransformerModule
 from lit_nlp.modules.text_classification import TextClassificationModule, multi_label_losses, single_label_losses
 from lit_nlp.targets import Label
-from lit_nlp.tokenization import Text, Tokens, check_list
+from lit_nlp.tokenization import Text, Tokens, check_texts
 
 _COLUMNS = ("input_ids", "label", "length", "text", "text_pair", "where")
 # How far a layer's outputs may lie from the logits that they are to be, as a share: bfloat16 rounds to 0.4 %.
@@ -428,7 +428,7 @@ def _linear_layers(module: nn.Module) -> list[str]:
 
 
 def _check(train: datasets.Dataset, texts: Sequence[Text], labels: Sequence[Label] | None, **numbers: int) -> None:
-    check_list(texts)
+    check_texts(texts)
     if labels is not None and len(labels) != len(texts):
         raise ConfigError(f"there are {len(texts)} texts but {len(labels)} labels", where="labels")
     if missing := [name for name in _COLUMNS if name not in train.column_names]:

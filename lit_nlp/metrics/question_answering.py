@@ -98,11 +98,12 @@ def best_threshold(
 class SquadMetric(Metric):
     """Exact match and F1 in percent, as the official SQuAD scripts count them.
 
-    torchmetrics' SQuAD fails on questions without an answer and miscounts ids that come twice. Its state is five
-    floats a question, since the best thresholds need them all.
+    torchmetrics' SQuAD fails on questions without an answer and miscounts ids that come twice. Its state is seven
+    floats a question, since the best thresholds need them all, and only the last question may show that some have no
+    answer, so that the rules of v2.0 hold for all.
 
     Args:
-        no_answers: Whether questions may have no answer: the rules of v2.0.
+        no_answers: Whether the rules of v2.0 hold also where all questions have an answer.
 
     Example:
         >>> metric = SquadMetric()
@@ -132,8 +133,11 @@ class SquadMetric(Metric):
                 float(bool(given)),
                 odds,
                 float(bool(prediction)),
-                exact_match(prediction, given, no_answers=self.no_answers),
-                f1(prediction, given, no_answers=self.no_answers),
+                *(
+                    rule(prediction, given, no_answers=version)
+                    for version in (False, True)
+                    for rule in (exact_match, f1)
+                ),
             )
             for prediction, odds, given in zip(predictions, null_odds, answers, strict=True)
         ]
@@ -143,17 +147,18 @@ class SquadMetric(Metric):
     def compute(self) -> dict[str, Tensor]:
         """Return `exact_match` and `f1`; where questions had no answer also what v2.0 tells.
 
-        That is `HasAns_exact`, `HasAns_f1`, `HasAns_total`, the same of `NoAns`, and with `no_answers` the figures
-        under the best threshold, `best_exact` and `best_f1`, with that threshold, `best_exact_thresh` and
-        `best_f1_thresh`. They are the best that can be had by taking answers back.
+        That is `HasAns_exact`, `HasAns_f1`, `HasAns_total`, the same of `NoAns`, and the figures under the best
+        threshold, `best_exact` and `best_f1`, with that threshold, `best_exact_thresh` and `best_f1_thresh`. They are
+        the best that can be had by taking answers back.
         """
-        has_answer, odds, answered, exact, f1_ = dim_zero_cat(self.scored).cpu().double().unbind(1)
+        has_answer, odds, answered, *by_version = dim_zero_cat(self.scored).cpu().double().unbind(1)
+        exact, f1_ = by_version[2:] if self.no_answers or not has_answer.all() else by_version[:2]
         told = {"exact_match": 100 * exact.mean(), "f1": 100 * f1_.mean()}
         for name, group in ("HasAns", has_answer > 0), ("NoAns", has_answer == 0):
             if group.any() and not has_answer.all():
                 told |= {f"{name}_exact": 100 * exact[group].mean(), f"{name}_f1": 100 * f1_[group].mean()}
                 told[f"{name}_total"] = group.sum()
-        if self.no_answers and not has_answer.all():
+        if not has_answer.all():
             for name, figures in ("exact", exact), ("f1", f1_):
                 best, threshold = best_threshold(figures, odds, has_answer, answered)
                 told |= {f"best_{name}": torch.tensor(best), f"best_{name}_thresh": torch.tensor(threshold)}

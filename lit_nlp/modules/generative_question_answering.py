@@ -1,7 +1,6 @@
 """Generative question answering: an answer written word by word, measured by its words."""
 
 import re
-from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -9,11 +8,10 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.functional.text import rouge_score
 
-from lit_nlp.files import json_lines
 from lit_nlp.generation import question_with_context
 from lit_nlp.metrics.question_answering import SquadMetric
-from lit_nlp.modules.base import Batch, Files, as_json
-from lit_nlp.modules.text_to_text import Generated, TextToTextModule
+from lit_nlp.modules.base import Batch
+from lit_nlp.modules.text_to_text import TextToTextModule
 from lit_nlp.tokenization import Text
 
 
@@ -50,11 +48,6 @@ class GenerativeQuestionAnsweringModule(TextToTextModule):
     def references(self, batch: Batch) -> list[Any]:
         """Return all answers that count for each row."""
         return batch["answers"] if "answers" in batch else [[text] for text in super().references(batch)]
-
-    def evaluation_files(self, rows: Sequence[Generated]) -> Files:
-        """Return all answers, those with the highest loss first."""
-        ranked = sorted((-(row.loss_nats or 0.0), i) for i, row in enumerate(rows))
-        return {"worst_predictions.jsonl": json_lines(as_json(rows[i]) for _, i in ranked)}
 
 
 class RougeL(Metric):

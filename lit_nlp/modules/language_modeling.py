@@ -17,12 +17,12 @@ from torchmetrics import MeanMetric, MetricCollection
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, PreTrainedConfig
 
 from lit_nlp.architecture import Architecture, architecture
-from lit_nlp.errors import BackboneError
+from lit_nlp.errors import BackboneError, DataError
 from lit_nlp.files import folder_written_whole
 from lit_nlp.modules.base import Batch, EvaluationSplit, TransformerModule, token_scores
 from lit_nlp.modules.losses import cross_entropy
 from lit_nlp.objectives import Examples, Objective, causal
-from lit_nlp.tokenization import IGNORED, by_length, check_list
+from lit_nlp.tokenization import IGNORED, by_length, check_texts
 
 _OBJECTIVE_OF: dict[Architecture, Objective] = {
     "encoder": "masked",
@@ -195,7 +195,16 @@ class LanguageModelingModule(TransformerModule):
         return []
 
     def figures(self, measured: dict[str, Any]) -> dict[str, Tensor]:
-        """Add the perplexity, e to the loss in nats."""
+        """Add the perplexity, e to the loss in nats.
+
+        Raises:
+            DataError: There was nothing to be found in a whole split.
+        """
+        if measured["loss"].isnan() and not self.trainer.sanity_checking:
+            split: EvaluationSplit = "test" if self.trainer.testing else "val"
+            if not cast(MeanMetric, self.metrics_of(split)["loss"]).weight:
+                problem = "no text has a token that could be found: all are special or unknown"
+                raise DataError(problem, where=f"data.{split}", mend="name texts that the tokenizer knows")
         return {**measured, "perplexity": measured["loss"].exp()}
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[TextLoss]:
@@ -227,7 +236,7 @@ class LanguageModelingModule(TransformerModule):
             texts: Of any length; longer ones are cut into blocks of `max_length`.
             batch_size: Texts that are read at once.
         """
-        check_list(texts)
+        check_texts(texts)
         documents = self.examples.documents(texts).ids if texts else []
         found = [TextLoss(text, 0.0, 0, None) for text in texts]
         with self.evaluating(), torch.inference_mode():

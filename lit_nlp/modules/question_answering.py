@@ -30,6 +30,7 @@ from lit_nlp.tokenization import (
 )
 
 _NO_ANSWER = "no answer"
+_SPANS_A_CANDIDATE = 4
 # Candidates that an explanation shows.
 _SHOWN = 5
 
@@ -469,7 +470,9 @@ class QuestionAnsweringModule(TransformerModule):
         no_answer_position: Int[Tensor, " windows"],
     ) -> list[Window]:
         """Return what the logits of windows say, in characters."""
-        tokens = best_spans(logits, context_mask, max_answer_length=self.max_answer_length, n_best=self.n_best)
+        # Several spans of tokens may be one of characters: a byte-level tokenizer cuts within letters.
+        several = _SPANS_A_CANDIDATE * self.n_best
+        tokens = best_spans(logits, context_mask, max_answer_length=self.max_answer_length, n_best=several)
         sides = tokens.unbind(2)
         figures = torch.stack([logits[..., side].gather(1, sides[side]) for side in (0, 1)], dim=2).tolist()
         characters = torch.stack([offsets[..., side].gather(1, sides[side]) for side in (0, 1)], dim=2).tolist()

@@ -14,11 +14,20 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, Generation
 
 from lit_nlp.architecture import architecture
 from lit_nlp.errors import ConfigError, did_you_mean, require
+from lit_nlp.files import json_lines
 from lit_nlp.generation import PairTokenizer, default_prompt, one_line
-from lit_nlp.modules.base import Batch, EvaluationSplit, TransformerModule, positions_of, token_scores
+from lit_nlp.modules.base import (
+    Batch,
+    EvaluationSplit,
+    Files,
+    TransformerModule,
+    as_json,
+    positions_of,
+    token_scores,
+)
 from lit_nlp.modules.losses import cross_entropy
 from lit_nlp.targets import AttributionTarget, Place, Reading
-from lit_nlp.tokenization import IGNORED, Text, Tokens, by_length, check_list, pad
+from lit_nlp.tokenization import IGNORED, Text, Tokens, by_length, check_texts, pad
 
 # The most probable tokens that are named beside one that is explained.
 _NAMED = 5
@@ -154,6 +163,11 @@ class TextToTextModule(TransformerModule):
             return [one_line(text) for text in batch["target"]]
         return [self.pairs.decode(labels[labels != IGNORED].tolist()) for labels in batch["labels"]]
 
+    def evaluation_files(self, rows: Sequence[Any]) -> Files:
+        """Return all that was written, that of the highest loss first."""
+        ranked = sorted((-(row.loss_nats or 0.0), i) for i, row in enumerate(rows))
+        return {"worst_predictions.jsonl": json_lines(as_json(rows[i]) for _, i in ranked)}
+
     # Training
 
     def auto_class(self, config: PreTrainedConfig) -> Any:
@@ -215,8 +229,16 @@ class TextToTextModule(TransformerModule):
     # Writing
 
     def generate(self, batch: Batch, *, num_beams: int | None = None) -> list[str]:
-        """Return what the module writes for each source of a batch, whose labels it doesn't look at."""
-        return [self.pairs.decode(ids) for ids in self._generated(batch, num_beams)]
+        """Return what the module writes for each source of a batch, whose labels it doesn't look at.
+
+        For a source of which the batch shows that it is blank, that is nothing.
+        """
+        written = [self.pairs.decode(ids) for ids in self._generated(batch, num_beams)]
+        sources = batch.get("source", [None] * len(written))
+        return [
+            "" if source is not None and not source.strip() else text
+            for source, text in zip(sources, written, strict=True)
+        ]
 
     def predict_texts(self, texts: Sequence[Text], batch_size: int = 32) -> list[Generated]:
         """Return what the module writes for texts, in their order.
@@ -311,7 +333,7 @@ class TextToTextModule(TransformerModule):
         return found
 
     def _sources(self, texts: Sequence[Text]) -> list[str]:
-        check_list(texts)
+        check_texts(texts)
         return [self.source_of(text) for text in texts]
 
     def _outputs(self, sources: Sequence[str], batch_size: int) -> list[list[int]]:
@@ -366,6 +388,8 @@ class TextToTextModule(TransformerModule):
     def _generated(self, batch: Batch, num_beams: int | None = None) -> list[list[int]]:
         """Return the tokens that the module writes for each source of a batch, up to the first that ends a text."""
         prompts, model = self._prompts(batch), cast(Any, self.model)
+        if not prompts["input_ids"].shape[1]:
+            return [[] for _ in prompts["input_ids"]]
         beams = num_beams or self.num_beams
         written = model.generate(**prompts, num_beams=beams, length_penalty=self._penalty(beams))
         begin = prompts["input_ids"].shape[1] if self.pairs.start is None else 1

@@ -245,6 +245,13 @@ def test_validation_and_test_stand_in_one_file(known: Known, data: Data, tmp_pat
     assert not (tmp_path / "metrics-1.json").exists()
 
 
+def test_a_later_test_replaces_all_figures_of_an_earlier_one(known: Known, data: Data, tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").write_text(json.dumps({"test/best_f1": 1.0, "val/loss": 2.0}))
+    (tested,) = plain_trainer(callbacks=[ResultsWriter(tmp_path)]).test(known, data(), verbose=False)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == pytest.approx({"val/loss": 2.0, **tested})
+    assert json.loads((tmp_path / "metrics-1.json").read_text()) == {"test/best_f1": 1.0, "val/loss": 2.0}
+
+
 def test_validate_leaves_what_a_test_leaves_in_a_folder_of_its_own(known: Known, data: Data, tmp_path: Path) -> None:
     trainer = plain_trainer(callbacks=[ResultsWriter(tmp_path)])
     trainer.validate(known, data(), verbose=False)

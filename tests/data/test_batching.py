@@ -256,21 +256,36 @@ def test_a_state_of_a_finished_epoch_does_not_shorten_the_next() -> None:
     assert len(list(resumed)) == 6
 
 
+def counted(batches: Batches) -> tuple[int, int]:
+    state = batches.state_dict()
+    return state["epoch"], state["done"]
+
+
 def test_the_state_counts_only_batches_of_its_own_epoch() -> None:
     batches = loader()
     batches.load_state_dict({"epoch": 2, "done": 3})
-    assert batches.state_dict() == {"epoch": 2, "done": 3}
+    assert counted(batches) == (2, 3)
     next(iter(batches))
-    assert batches.state_dict() == {"epoch": 2, "done": 4}
+    assert counted(batches) == (2, 4)
     batches.sampler.set_epoch(3)
-    assert batches.state_dict() == {"epoch": 3, "done": 0}
+    assert counted(batches) == (3, 0)
 
 
 def test_the_state_counts_batches_given_out_not_those_that_workers_prepared() -> None:
     batches = loader(num_workers=2)
     passing = iter(batches)
     next(passing)
-    assert batches.state_dict() == {"epoch": 0, "done": 1}
+    assert counted(batches) == (0, 1)
+
+
+@pytest.mark.parametrize("changes", [{"seed": 1}, {"batch_size": 3}, {"max_tokens": 30}, {"world_size": 2}])
+def test_an_epoch_goes_on_with_its_own_batches_or_not_at_all(changes: dict[str, int]) -> None:
+    stopped = loader()
+    next(iter(stopped))
+    with pytest.raises(ConfigError, match=r"^data: the run stopped within epoch 0, whose other batches only the same"):
+        loader(**changes).load_state_dict(stopped.state_dict())
+    list(stopped)
+    loader(**changes).load_state_dict(stopped.state_dict())
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

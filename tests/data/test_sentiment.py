@@ -171,8 +171,9 @@ def test_two_cutoffs_for_two_classes_leave_out_what_lies_between_and_count_it(ma
         module.setup("test")
     assert list(module.tables["test"]["text"]) == [f"film {row}" for row in (0, 1, 2, 6, 7, 8)]
     assert list(module.tables["test"]["label"]) == [0, 0, 0, 1, 1, 1]
-    with pytest.warns(UserWarning, match="^train: 3 rows"):
-        assert module.label_counts == [3, 3]
+    assert module.label_counts == [3, 3]
+    with pytest.warns(UserWarning, match="^test: 3 rows between the cutoffs"):  # and so where they come from the cache
+        make(scores, cutoffs=[2.5, 3.5]).setup("test")
 
 
 def test_rows_to_predict_are_all_kept(make: Make) -> None:

@@ -198,3 +198,12 @@ def test_two_processes_tell_what_one_tells() -> None:
     one.dist_sync_fn = lambda mine, group: [mine, theirs]
     expected = measured(data, predictions, null_odds, no_answers=True)
     assert {name: float(value) for name, value in one.compute().items()} == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_rules_of_version_2_hold_where_only_the_last_question_has_no_answer() -> None:
+    metric = SquadMetric()
+    metric.update(["a"], [0.0], [["the", "x"]])
+    assert metric.compute()["exact_match"] == 100
+    metric.update([""], [1.0], [[]])
+    found = metric.compute()
+    assert (found["HasAns_exact"], found["NoAns_exact"], found["best_exact"]) == (0, 100, 50)

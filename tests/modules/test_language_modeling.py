@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, MambaConfig, MambaForCausalLM
 
 from lit_nlp import LanguageModelingDataModule, LanguageModelingModule, SentimentModule
-from lit_nlp.errors import BackboneError, ConfigError
+from lit_nlp.errors import BackboneError, ConfigError, DataError
 from lit_nlp.modules import language_modeling
 from lit_nlp.objectives import IGNORED, Objective
 from tests import language_models
@@ -234,6 +234,14 @@ def test_losses_and_gradients_are_those_of_transformers(kind: str, make: Make) -
     for parameter, gradient in zip(module.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
     assert not module.model.get_output_embeddings()._forward_pre_hooks
+
+
+def test_a_split_of_which_nothing_can_be_masked_has_no_loss(make: Make, tmp_path: Path) -> None:
+    module, data = make("bert")
+    (tmp_path / "unknown.txt").write_text("\u2603 \u2603\n")
+    data.sources["test"] = str(tmp_path / "unknown.txt")
+    with pytest.raises(DataError, match=r"^data.test: no text has a token that could be found"):
+        plain_trainer().test(module, data, verbose=False)
 
 
 @pytest.mark.parametrize("kind", OBJECTIVES)

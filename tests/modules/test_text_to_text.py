@@ -14,7 +14,7 @@ import torch
 from rouge_score.rouge_scorer import RougeScorer
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import GenerationConfig
+from transformers import EncoderDecoderModel, GenerationConfig
 
 from lit_nlp import (
     GenerativeQuestionAnsweringDataModule,
@@ -25,6 +25,8 @@ from lit_nlp import (
 from lit_nlp.callbacks.results import ResultsWriter
 from lit_nlp.errors import ConfigError
 from lit_nlp.metrics.question_answering import f1
+from lit_nlp.metrics.translation import SacreMetric
+from lit_nlp.pretrained import load_tokenizer
 from tests import language_models, translators
 from tests.backbones import CORPUS
 from tests.contract import Contract, outputs, plain_trainer, rows_of, save, write_rows
@@ -299,6 +301,51 @@ def test_sacrebleu_itself_scores_the_files_to_the_same_figures(marian: str, tmp_
         assert set(each["signature"].split("|")) == set(signatures[name].split("|"))
 
 
+def test_translated_lines_are_lines_again_blank_ones_among_them(marian: str, tmp_path: Path) -> None:
+    (tmp_path / "lines.txt").write_text(f"{CORPUS[0]}\n\n{CORPUS[1]}\n")
+    data = TranslationDataModule(marian, predict=str(tmp_path / "lines.txt"), max_length=32)
+    module = TranslationModule(marian)
+    module._generated = lambda batch, _: [[7, 8] for _ in batch["source"]]  # also of nothing
+    plain_trainer(callbacks=[ResultsWriter(tmp_path)]).predict(module, data, return_predictions=False)
+    rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    assert [(row["row"], row["source"]) for row in rows] == [(0, CORPUS[0]), (1, ""), (2, CORPUS[1])]
+    assert (tmp_path / "predictions.txt").read_text().split("\n") == [row["text"] for row in rows] + [""]
+    assert [bool(row["text"]) for row in rows] == [True, False, True]
+
+
+@pytest.mark.parametrize("of_backbone", ["backbone", "checkpoint"])
+def test_an_encoder_decoder_of_two_encoders_may_be_the_backbone(bert: str, of_backbone: str, tmp_path: Path) -> None:
+    joined = EncoderDecoderModel.from_encoder_decoder_pretrained(bert, bert)
+    tokenizer = load_tokenizer(bert)
+    joined.config.decoder_start_token_id, joined.config.pad_token_id = tokenizer.cls_token_id, tokenizer.pad_token_id
+    joined.save_pretrained(tmp_path / "joined")
+    tokenizer.save_pretrained(tmp_path / "joined")
+    module = TranslationModule(str(tmp_path / "joined"), max_length=32)
+    if of_backbone == "checkpoint":
+        module = TranslationModule.load_from_checkpoint(save(module, tmp_path / "x.ckpt"))
+    for name, weight in joined.state_dict().items():
+        assert "pooler" in name or torch.equal(module.model.state_dict()[name], weight), name
+
+
+@pytest.mark.parametrize(("language", "asked"), [("jpn_Jpan", "ja"), ("ja_XX", "ja"), ("ko", "ko")])
+def test_a_language_without_blanks_needs_mecab_or_another_tokenizer(
+    language: str, asked: str, marian: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_mecab(name: str, **arguments: Any) -> Any:
+        if arguments.get("trg_lang") == asked and arguments["tokenize"] is None:
+            raise RuntimeError("please install mecab")
+        return SacreMetric(name)
+
+    monkeypatch.setattr("lit_nlp.modules.translation.SacreMetric", without_mecab)
+    with pytest.raises(ConfigError, match=rf"pip install 'sacrebleu\[{asked}\]', or set it to char"):
+        TranslationModule(marian, target_lang=language)
+    TranslationModule(marian, target_lang=language, bleu_tokenizer="char")
+
+
+def test_javanese_is_not_japanese(marian: str) -> None:
+    assert TranslationModule(marian, target_lang="jav_Latn").signatures["bleu"].split("|")[3] == "tok:13a"
+
+
 def test_answers_are_measured_by_their_words(t5: str, tmp_path: Path) -> None:
     rows = [
         {
@@ -314,8 +361,9 @@ def test_answers_are_measured_by_their_words(t5: str, tmp_path: Path) -> None:
     module = GenerativeQuestionAnsweringModule(t5, max_new_tokens=4)
     said = {"question: a context: b": "a film", "question: c context: d": "a very bad film"}
     module.generate = lambda batch, **_: [said[text] for text in batch["source"]]
-    with pytest.warns(UserWarning, match="1 questions without an answer are left out"):
-        (measured,) = plain_trainer().test(module, data, verbose=False)
+    for again in data, GenerativeQuestionAnsweringDataModule(t5, test=source, max_length=64):  # from the cache
+        with pytest.warns(UserWarning, match="test: 1 questions without an answer are left out"):
+            (measured,) = plain_trainer().test(module, again, verbose=False)
     rouge = RougeScorer(["rougeL"])
     best = [
         max(rouge.score(answer["text"], text)["rougeL"].fmeasure for answer in row["answers"])
