@@ -26,7 +26,7 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelChec
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from lit_nlp import scratch
 from lit_nlp.callbacks.checkpointing import AtomicCheckpointIO, LastCheckpoint
@@ -34,7 +34,7 @@ from lit_nlp.callbacks.results import ResultsWriter
 from lit_nlp.callbacks.run_folder import RunFolder, newest_run, unused_run
 from lit_nlp.checkpoints import SECTION, read_checkpoint
 from lit_nlp.data.base import Drawn, Split, TextDataModule
-from lit_nlp.errors import CheckpointError, ConfigError, NonFiniteError, UserError, did_you_mean
+from lit_nlp.errors import CheckpointError, ConfigError, NonFiniteError, UserError, did_you_mean, require
 from lit_nlp.files import unused, write_text
 from lit_nlp.modules.base import TransformerModule
 
@@ -136,6 +136,7 @@ class LitNLPTrainer(Trainer):
         reference: bool = False,
         baseline: str = "pad",
         layer: str | None = None,
+        head: int | None = None,
         tolerance: float = 0.01,
         max_steps: int = 512,
         samples: int | None = None,
@@ -160,7 +161,8 @@ class LitNLPTrainer(Trainer):
             contrast: What the target is to be told apart from, of the same kind.
             reference: Explain the data's own targets, token by token, and not what the model writes.
             baseline: What stands for a word that isn't there: pad, mask or unk.
-            layer: Where layer_integrated_gradients looks, as in model.bert.encoder.layer.3.
+            layer: Where layer_integrated_gradients and attention look, as in model.bert.encoder.layer.3.
+            head: Which head attention shows, counted from 0. By default the mean over all.
             tolerance: How far the scores may be from adding up, as a share of the change that they explain.
             max_steps: Where integrated gradients stop doubling their steps.
             samples: Draws of the methods that sample. By default as many as give stable results.
@@ -172,13 +174,15 @@ class LitNLPTrainer(Trainer):
         """
         from lit_nlp.explain import attribute, compare_methods, table, write_report
 
-        if limit < 1:
-            raise ConfigError(f"limit must be at least 1, got {limit}", where="explain")
+        if not self.is_global_zero:
+            return
+        require(limit >= 1, f"limit must be at least 1, got {limit}", "explain")
         drawn = self._texts_to_explain(datamodule, split, limit, text, text_pair)
         if reference and drawn.given is None:
             raise ConfigError("the texts have no targets to explain", where="explain.reference")
         module: Any = model.to(self.strategy.root_device)
         asked: dict[str, Any] = {"target": target, "contrast": contrast, "baseline": baseline, "layer": layer}
+        asked |= {"head": head}
         asked |= {"tolerance": tolerance, "max_steps": max_steps, "samples": samples, "seed": seed}
         asked |= {"batch_size": batch_size, "progress": True, "labels": drawn.given}
         asked |= {"outputs": drawn.given} if reference else {}
@@ -195,6 +199,8 @@ class LitNLPTrainer(Trainer):
             attributions = attribute(module, drawn.texts, method=method, **asked)
         if not attributions:
             raise UserError("nothing was said of these texts that could be explained", where="explain")
+        if silent := len(drawn.texts) - len({each.row for each in attributions}):
+            rank_zero_warn(f"{silent} of {len(drawn.texts)} texts are not in the report: nothing was said of them.")
         attributions = [replace(each, row=drawn.rows[each.row]) for each in attributions]
         facts = {
             "Checkpoint": str(ckpt_path),

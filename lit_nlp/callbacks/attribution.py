@@ -1,5 +1,6 @@
 """Explanations while a run goes on: which words decided, epoch by epoch and at its end."""
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -10,8 +11,8 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lit_nlp.data.base import Drawn, Split, TextDataModule
-from lit_nlp.errors import ConfigError
-from lit_nlp.explain import Attribution, attribute, write_report
+from lit_nlp.errors import ConfigError, known_name
+from lit_nlp.explain import METHODS, Attribution, attribute, write_report
 
 # Among so many texts, the most wrong ones are looked for.
 _SEARCHED = 1000
@@ -44,6 +45,10 @@ class AttributionCallback(Callback):
     ) -> None:
         if every_n_epochs < 0 or limit < 1:
             raise ConfigError("every_n_epochs must be at least 0 and limit at least 1", where="AttributionCallback")
+        known = set(inspect.signature(attribute).parameters) - {"module", "texts", "labels"}
+        for name in options or {}:
+            known_name(name, sorted(known), "AttributionCallback.options")
+        known_name((options or {}).get("method", "integrated_gradients"), METHODS, "AttributionCallback.options.method")
         self.folder, self.every_n_epochs, self.select, self.limit = folder, every_n_epochs, select, limit
         self.split, self.options = split, options or {}
 

@@ -74,6 +74,7 @@ def attribute(
     labels: Sequence[Label | None] | None = None,
     baseline: str = "pad",
     layer: str | None = None,
+    head: int | None = None,
     tolerance: float = 0.01,
     max_steps: int = 512,
     samples: int | None = None,
@@ -93,7 +94,8 @@ def attribute(
         outputs: For modules that write, what is taken as written. None: what the module writes.
         labels: The gold labels, to be shown beside the predictions.
         baseline: The special token that stands for a word that isn't there: `pad`, `mask` or `unk`.
-        layer: Where `layer_integrated_gradients` looks: a module's dotted name.
+        layer: Where `layer_integrated_gradients` and `attention` look: a module's dotted name.
+        head: Which head `attention` shows, counted from 0. None: the mean over all.
         tolerance: The convergence delta that is accepted, as a share of the change to explain.
         max_steps: Where integrated gradients stop doubling the steps for texts that haven't converged.
         samples: Draws of the methods that sample. None: as many as give stable results.
@@ -121,6 +123,7 @@ def attribute(
             labels=labels,
             baseline=baseline,
             layer=layer,
+            head=head,
             tolerance=tolerance,
             max_steps=max_steps,
             samples=samples,
@@ -153,6 +156,7 @@ def credited(
     labels: Sequence[Label | None] | None = None,
     baseline: str = "pad",
     layer: str | None = None,
+    head: int | None = None,
     tolerance: float = 0.01,
     max_steps: int = 512,
     samples: int | None = None,
@@ -165,7 +169,7 @@ def credited(
     if samples is not None and samples < 2:
         raise ConfigError(f"samples must be at least 2, got {samples}", where="samples")
     ledger = _Ledger(module, targets, module.absence_id(baseline), batch_size)
-    settings = Settings(min(_FIRST_STEPS, max_steps), samples, layer, seed)
+    settings = Settings(min(_FIRST_STEPS, max_steps), samples, layer, seed, head)
     with tqdm(total=len(targets), disable=not progress, desc=method.replace("_", " "), unit="target") as bar:
         for complete in ledger.fill(known, settings, tolerance, max_steps):
             bar.update(len(complete))

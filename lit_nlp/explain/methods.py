@@ -14,9 +14,9 @@ import torch
 from captum._utils.models.linear_model import SkLearnLinearRegression
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from lit_nlp.errors import ConfigError, did_you_mean
+from lit_nlp.explain.attention import raw, rollout
 from lit_nlp.explain.batch import Batch, Game
 
 Credit = Float[Tensor, "batch words_and_rest"]
@@ -33,7 +33,8 @@ class Settings:
     Attributes:
         steps: Points of the path of integrated gradients.
         samples: Draws of the methods that sample; None: what gives stable results for the words of the text.
-        layer: The layer of `layer_integrated_gradients`.
+        layer: The layer of `layer_integrated_gradients` and `attention`.
+        head: The head of `attention`; None: the mean over all.
         seed: What random numbers begin with, in each text anew, so that a text's result is its own.
     """
 
@@ -41,6 +42,7 @@ class Settings:
     samples: int | None
     layer: str | None
     seed: int
+    head: int | None = None
 
 
 @dataclass(frozen=True)
@@ -128,53 +130,13 @@ def gradient_shap(batch: Batch, settings: Settings) -> Credit:
 
 
 def attention_rollout(batch: Batch, settings: Settings) -> Credit:
-    """How attention passes from layer to layer from each word to where the score is read.
-
-    Abnar and Zuidema 2020, "Quantifying Attention Flow in Transformers": the product over layers of the heads' mean,
-    half of it replaced by the identity for the residual connection. Where the score is read is told by its gradient
-    behind the last attention. What a word's attention carries is not looked at: it is no explanation by itself.
-    """
-    model = next((part for part in batch.module.modules() if isinstance(part, PreTrainedModel)), None)  # type: ignore[attr-defined]
-    if model is None or model.config.is_encoder_decoder:
-        raise ConfigError("attention_rollout reads encoders and decoders alone", where="method")
-    embeddings = tuple(each.detach().requires_grad_() for each in batch.embeddings)
-    with _attentions(model) as seen:
-        score = batch.score_at(*embeddings, *batch.fixed)
-    if not seen:
-        raise ConfigError(f"{model.config.model_type} shows no attention", where="method")
-    (gradient,) = torch.autograd.grad(score.sum(), seen[-1][0])
-    reads = gradient.float().norm(dim=2)
-    rollout = reads / reads.sum(1, keepdim=True).clamp_min(torch.finfo(reads.dtype).tiny)
-    for _, weights in reversed(seen):
-        heads = weights.detach().float().mean(1)
-        rollout = 0.5 * rollout + 0.5 * (rollout.unsqueeze(1) @ heads).squeeze(1)
-    # Of a text in windows, each has its share.
-    return batch.per_word([rollout * batch.weights.clamp_min(0).sum(1, keepdim=True)])
+    """How attention passes from layer to layer from each word to where the score is read: `attention.rollout`."""
+    return rollout(batch)
 
 
-@contextmanager
-def _attentions(model: PreTrainedModel) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Collect each layer's attention: outputs `[batch, tokens, hidden]`, weights `[batch, heads, tokens, tokens]`.
-
-    Only the eager implementation has weights to show; the model's own comes back on exit.
-    """
-    seen: list[tuple[Tensor, Tensor]] = []
-
-    def remember(_: nn.Module, _given: Any, output: Any) -> None:
-        if isinstance(output, tuple) and len(output) > 1 and isinstance(output[1], Tensor) and output[1].ndim == 4:
-            if seen and seen[-1][1] is output[1]:
-                seen.pop()  # the same attention, behind the projection around it
-            seen.append((output[0], output[1]))
-
-    chosen = model.config._attn_implementation
-    hooks = [part.register_forward_hook(remember) for part in model.modules()]
-    try:
-        model.set_attn_implementation("eager")
-        yield seen
-    finally:
-        model.set_attn_implementation(chosen)
-        for hook in hooks:
-            hook.remove()
+def attention(batch: Batch, settings: Settings) -> Credit:
+    """Where one layer's heads look, or one of them: `attention.raw`."""
+    return raw(batch, settings.layer, settings.head)
 
 
 # Words that are there or not
@@ -279,6 +241,11 @@ METHODS: dict[str, Method] = {
         attention_rollout,
         False,
         "Where attention goes, not what it carries: a look inside, and no explanation by itself.",
+    ),
+    "attention": Method(
+        attention,
+        False,
+        "Where one layer's attention looks, not what it carries: a look inside, and no explanation by itself.",
     ),
     "random": Method(random, False, "Drawn at random: no explanation, but the floor for all others."),
 }

@@ -61,7 +61,7 @@ class FakeModule(nn.Module):
         super().__init__()
         self.model, self.layers, self.max_length, self.stride = model, layers, max_length, stride
         self.tokenizer = tokenizer()
-        self.widest = 0
+        self.widest = self.rows = 0
 
     def encode(self, texts: Sequence[tokenization.Text]) -> tokenization.Encoded:
         return tokenization.encode(self.tokenizer, texts, max_length=self.max_length, doc_stride=self.stride)
@@ -71,6 +71,7 @@ class FakeModule(nn.Module):
 
     def forward(self, **batch: Tensor) -> Tensor:
         self.widest = max(self.widest, len(batch["input_ids"]))
+        self.rows += len(batch["input_ids"])
         return self.model(**batch).logits
 
     def score(self, logits: Tensor, target: Tensor) -> Tensor:
