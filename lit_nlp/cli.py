@@ -141,6 +141,8 @@ class LitNLPTrainer(Trainer):
         max_steps: int = 512,
         samples: int | None = None,
         seed: int = 0,
+        sensitivity: bool = False,
+        rationales: str | None = None,
         influence: bool = False,
         batch_size: int = 16,
         png: int | None = None,
@@ -167,12 +169,15 @@ class LitNLPTrainer(Trainer):
             max_steps: Where integrated gradients stop doubling their steps.
             samples: Draws of the methods that sample. By default as many as give stable results.
             seed: What they draw by.
+            sensitivity: With methods, measure also how far their scores move with small changes; takes long.
+            rationales: With methods, a JSONL file of the spans that people marked in each row of the split, as in
+                {"text": [[0, 4]]}: how far the scores agree with them.
             influence: Show the training examples that spoke most for and against each prediction.
             batch_size: Sequences that are run at once; it bounds the memory.
             png: Draw this row of the split as a picture, too.
             output: The report's folder. By default reports/NAME.
         """
-        from lit_nlp.explain import attribute, compare_methods, table, write_report
+        from lit_nlp.explain import attribute, compare_methods, read_rationales, table, write_report
 
         if not self.is_global_zero:
             return
@@ -186,6 +191,7 @@ class LitNLPTrainer(Trainer):
         asked |= {"tolerance": tolerance, "max_steps": max_steps, "samples": samples, "seed": seed}
         asked |= {"batch_size": batch_size, "progress": True, "labels": drawn.given}
         asked |= {"outputs": drawn.given} if reference else {}
+        require(bool(methods) or not (sensitivity or rationales), "only --methods are measured", "explain")
         if png is not None and png not in drawn.rows:
             raise ConfigError(f"row {png} is none of those that are explained", where="explain.png")
         shown = _influences(module, datamodule, ckpt_path, drawn, batch_size) if influence else None
@@ -193,7 +199,10 @@ class LitNLPTrainer(Trainer):
         if methods:
             names = [each.strip() for each in methods.split(",")] if isinstance(methods, str) else methods
             names = [each for each in names if each]
-            attributions, compared, comparison = compare_methods(module, drawn.texts, names, **asked)
+            marked = read_rationales(rationales, drawn.rows) if rationales else None
+            attributions, compared, comparison = compare_methods(
+                module, drawn.texts, names, sensitivity=sensitivity, rationales=marked, **asked
+            )
             rank_zero_info(table(compared))
         else:
             attributions = attribute(module, drawn.texts, method=method, **asked)

@@ -96,12 +96,17 @@ def test_explain_takes_one_text_and_a_target(project: Path) -> None:
 
 
 def test_explain_compares_methods_and_says_which_to_trust(project: Path) -> None:
+    Path("marked.jsonl").write_text('{"text": [[0, 4]]}\n' * 8)
     arguments = ["--methods", "saliency,feature_ablation", "--limit", "2", "--contrast", "negative"]
-    assert lit_nlp("explain", "--ckpt_path", fitted(), *arguments) == 0
+    measured = ["--sensitivity", "true", "--rationales", "marked.jsonl"]
+    assert lit_nlp("explain", "--ckpt_path", fitted(), *arguments, *measured) == 0
     rows = lines("reports/sentiment/attributions.jsonl")
     assert [row["method"] for row in rows] == ["saliency"] * 2 + ["feature_ablation"] * 2 + ["random"] * 2
     assert rows[2]["target"] in ("positive rather than negative", "negative")
-    assert "2 texts are too few to tell a method from random scores" in Path("reports/sentiment/index.html").read_text()
+    page = Path("reports/sentiment/index.html").read_text()
+    assert "2 texts are too few to tell a method from random scores" in page
+    assert "max sensitivity" in page
+    assert "auprc" in page
 
 
 def test_a_row_is_drawn_by_its_number_in_the_split(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

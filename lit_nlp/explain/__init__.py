@@ -5,6 +5,7 @@ from lit_nlp.explain.comparison import compare_methods
 from lit_nlp.explain.faithfulness import Comparison, Faithfulness, compare, faithfulness, table
 from lit_nlp.explain.influence import Influence, influences
 from lit_nlp.explain.methods import METHODS
+from lit_nlp.explain.rationales import Rationale, read_rationales
 from lit_nlp.explain.report import write_report
 from lit_nlp.explain.words import Word
 
@@ -14,6 +15,7 @@ __all__ = [
     "Comparison",
     "Faithfulness",
     "Influence",
+    "Rationale",
     "Word",
     "attribute",
     "compare",
@@ -21,6 +23,7 @@ __all__ = [
     "faithfulness",
     "games",
     "influences",
+    "read_rationales",
     "table",
     "write_report",
 ]

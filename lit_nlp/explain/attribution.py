@@ -7,11 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from lit_nlp.errors import ConfigError, UserError, known_name
 from lit_nlp.explain.batch import Batch, Features, Game
 from lit_nlp.explain.explainable import Explainable
+from lit_nlp.explain.faithfulness import Explanation
 from lit_nlp.explain.methods import METHODS, Method, Settings
 from lit_nlp.explain.words import Word
 from lit_nlp.targets import AttributionTarget, Label
@@ -195,6 +197,41 @@ def credited(
         )
         for i, each in enumerate(targets)
     ]
+
+
+def explanation(
+    module: Explainable,
+    target: AttributionTarget,
+    *,
+    method: str,
+    baseline: str = "pad",
+    layer: str | None = None,
+    head: int | None = None,
+    samples: int | None = None,
+    seed: int = 0,
+    batch_size: int = 16,
+) -> tuple[Explanation, tuple[Tensor, ...]]:
+    """Return what scores a target's words for any embeddings, and its own embeddings, reading by reading.
+
+    Integrated gradients take a fixed number of steps, so that the scores move with the embeddings alone.
+    """
+    features, known = Features.of(target), METHODS[method]
+    batches = [
+        Batch(module, [reading], [features], absence=module.absence_id(baseline), rows=batch_size)
+        for reading in target.readings
+    ]
+    layers = len(batches[0].embedding_layers)
+
+    def explain(given: tuple[Tensor, ...], call: int) -> Tensor:
+        settings = Settings(2 * _FIRST_STEPS, samples, layer, seed + call, head)
+        credit = torch.zeros(len(features), dtype=torch.double)
+        with torch.enable_grad():
+            for i, batch in enumerate(batches):
+                moved = batch.at(given[i * layers : (i + 1) * layers])
+                credit += known.credit(moved, settings)[0, : len(features)].cpu().double()
+        return credit
+
+    return explain, tuple(each for batch in batches for each in batch.embeddings)
 
 
 def games(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -148,8 +149,16 @@ class Batch:
             raise ValueError(f"{layer} gives {credit.shape[1]} places for {membership.shape[1]} tokens")
         return _per_word(credit, membership)
 
+    def at(self, embeddings: tuple[Float[Tensor, "batch _ hidden"], ...]) -> "Batch":
+        """Return the same texts with other embeddings."""
+        found = copy(self)
+        found.embeddings = embeddings
+        return found
+
     def game(self, row: int) -> "Game":
         """Return one of the sequences, without padding, as a game of its words."""
+        if len(self) == 1:
+            return Game([self])
         reading, features = self.readings[row], self.features[row]
         return Game([Batch(self.module, [reading], [features], absence=self.absence, rows=self.rows)])
 

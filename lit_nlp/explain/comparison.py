@@ -1,19 +1,31 @@
 """Several methods on the same texts: their attributions, and which of them are true of the model."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from lit_nlp.errors import ConfigError, known_name
-from lit_nlp.explain.attribution import Attribution, credited, games, targets_of
+from lit_nlp.explain.attribution import Attribution, credited, explanation, games, targets_of
 from lit_nlp.explain.explainable import Explainable
-from lit_nlp.explain.faithfulness import METRICS, RANDOM, Comparison, Faithfulness, Remembered, compare, faithfulness
+from lit_nlp.explain.faithfulness import (
+    METRICS,
+    RANDOM,
+    Comparison,
+    Faithfulness,
+    Remembered,
+    compare,
+    faithfulness,
+    max_sensitivity,
+)
 from lit_nlp.explain.methods import METHODS
+from lit_nlp.explain.rationales import Rationale
 from lit_nlp.tokenization import Text
 
 _CURVES = ("deletion", "insertion")
+_OF_EXPLANATION = ("baseline", "layer", "head", "samples", "seed", "batch_size")
 _GRID = torch.linspace(0, 1, 11, dtype=torch.double)
 
 
@@ -28,6 +40,8 @@ def compare_methods(
     baseline: str = "pad",
     batch_size: int = 16,
     seed: int = 0,
+    sensitivity: bool = False,
+    rationales: Sequence[Rationale | None] | None = None,
     progress: bool = False,
     **options: Any,
 ) -> tuple[list[Attribution], Comparison, dict[str, Any]]:
@@ -43,6 +57,8 @@ def compare_methods(
         baseline: The special token that stands for a word that isn't there, in methods and figures alike.
         batch_size: The sequences that go through the module at once.
         seed: What methods and figures draw by.
+        sensitivity: Measure max-sensitivity, too: it takes eleven explanations of each text.
+        rationales: Which words of each text people marked, where they did: what plausibility is measured by.
         progress: Show a bar that counts what is finished.
         options: More arguments of `attribute`.
 
@@ -52,6 +68,8 @@ def compare_methods(
     Raises:
         ConfigError: A method stands twice, or is unknown; or the module gives numbers, which have no probability.
     """
+    if rationales is not None and len(rationales) != len(texts):
+        raise ConfigError(f"there are {len(texts)} texts but {len(rationales)} rationales", where="rationales")
     for method in methods:
         known_name(method, METHODS, "method")
     if len(set(methods)) < len(methods):
@@ -67,8 +85,15 @@ def compare_methods(
         bar = tqdm(played, total=len(targets), disable=not progress, desc="measuring", unit="target")
         for i, game in enumerate(bar):
             remembered = Remembered(game)
+            marked = rationales[targets[i].row] if rationales is not None else None
             for method, attributions in found.items():
-                results[method].append(faithfulness(remembered, _scores(attributions[i]), seed=seed))
+                rationale = None if marked is None else marked.words_of(attributions[i])
+                measured = faithfulness(remembered, _scores(attributions[i]), rationale=rationale, seed=seed)
+                if measured is not None and sensitivity:
+                    chosen = {name: shared[name] for name in _OF_EXPLANATION if name in shared}
+                    explain, embeddings = explanation(module, targets[i], method=method, **chosen)
+                    measured = replace(measured, max_sensitivity=max_sensitivity(explain, embeddings, seed=seed))
+                results[method].append(measured)
     comparison = compare(results, texts=[target.row for target in targets], seed=seed)
     return [each for method in found for each in found[method]], comparison, drawn(comparison, results)
 

@@ -7,10 +7,12 @@ methods that blank words themselves. They compare methods on one model; they don
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from captum.metrics import infidelity as captum_infidelity
+from captum.metrics import sensitivity_max as captum_sensitivity
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torchmetrics.functional.classification import binary_average_precision
@@ -123,6 +125,7 @@ class Faithfulness:
     insertion: Curve
     tau_loo: float | None
     infidelity: float
+    max_sensitivity: float | None = None
     plausibility: Plausibility | None = None
 
 
@@ -305,6 +308,53 @@ def infidelity(game: Game, scores: Scores, *, samples: int = 64, seed: int = 0) 
     return float(found)
 
 
+# What a small step changes
+
+Explanation = Callable[[tuple[Float[Tensor, "1 tokens hidden"], ...], int], Float[Tensor, " words"]]
+
+
+def max_sensitivity(
+    explain: Explanation,
+    embeddings: tuple[Float[Tensor, "1 tokens hidden"], ...],
+    *,
+    radius: float = 0.1,
+    samples: int = 10,
+    seed: int = 0,
+) -> float:
+    """Return how far the scores of a text move at most where its embeddings move a little. Lower is better.
+
+    Yeh et al. 2019: max over y of ‖Φ(y) − Φ(x)‖ / ‖Φ(x)‖, where y lies around x, by draws. It tells whether an
+    explanation is stable, and nothing of its truth: scores that are always the same have 0.
+
+    Args:
+        explain: What gives scores for embeddings, and the number of the call; whatever it draws, it draws anew, so
+            that the noise of a method that samples counts, too.
+        embeddings: Of the text.
+        radius: How far each element moves at most, as a share of the embeddings' root mean square.
+        samples: How many y.
+        seed: What they are drawn by.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    calls = count()
+
+    def moved(inputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        given = inputs if isinstance(inputs, tuple) else (inputs,)
+        steps = [2 * torch.rand(each.shape, generator=generator).to(each) - 1 for each in given]
+        return tuple(
+            each + radius * each.square().mean().sqrt() * step for each, step in zip(given, steps, strict=True)
+        )
+
+    found = captum_sensitivity(
+        # Captum takes a bare tensor's rows apart.
+        lambda given: (explain(given, next(calls)).unsqueeze(0),),
+        embeddings,
+        perturb_func=moved,
+        n_perturb_samples=samples,
+        max_examples_per_batch=1,
+    )
+    return float(found)
+
+
 # What people say
 
 
@@ -363,6 +413,7 @@ METRICS: dict[str, Metric] = {
     "log_odds": Metric(lambda text: text.log_odds, higher=False),
     "tau_loo": Metric(lambda text: text.tau_loo, higher=True),
     "infidelity": Metric(lambda text: text.infidelity, higher=False),
+    "max_sensitivity": Metric(lambda text: text.max_sensitivity, higher=False),
     "auprc": Metric(lambda text: text.plausibility.auprc if text.plausibility else None, higher=True),
     "token_f1": Metric(lambda text: text.plausibility.token_f1 if text.plausibility else None, higher=True),
     "iou_f1": Metric(lambda text: text.plausibility.iou_f1 if text.plausibility else None, higher=True),

@@ -23,6 +23,7 @@ Credit = Float[Tensor, "batch words_and_rest"]
 
 _FEW_WORDS = 8
 _ORDERS = 50
+_POINTS = 256
 _OCCLUDED = 2
 
 
@@ -113,7 +114,7 @@ def deep_lift(batch: Batch, settings: Settings) -> Credit:
 def gradient_shap(batch: Batch, settings: Settings) -> Credit:
     """Gradients at random points between baseline and text, times their difference (Lundberg and Lee 2017)."""
     found = []
-    samples = settings.samples or 64
+    samples = settings.samples or _POINTS
     for row in range(len(batch)):
         alone = batch.game(row).readings[0]
         method = ca.GradientShap(alone.score_at)

@@ -2,6 +2,7 @@ import pytest
 
 from lit_nlp.errors import ConfigError
 from lit_nlp.explain import compare_methods
+from lit_nlp.explain.attribution import explanation
 from tests.explain import fakes
 
 TEXTS = [
@@ -38,3 +39,26 @@ def test_the_curves_that_are_drawn_begin_and_end_with_the_probability_of_all_wor
 def test_a_method_that_stands_twice_is_refused():
     with pytest.raises(ConfigError, match="methods: a method stands twice in saliency, saliency"):
         compare_methods(fakes.bag(), TEXTS, ["saliency", "saliency"])
+
+
+def test_sensitivity_is_measured_where_it_is_asked_for_and_random_scores_have_much():
+    methods = ["integrated_gradients", "saliency", "attention_rollout"]
+    _, comparison, _ = compare_methods(fakes.bert(), TEXTS[:2], methods, sensitivity=True)
+    means = {method: figures["max_sensitivity"].value.mean for method, figures in comparison.figures.items()}
+    assert all(0 < mean < means["random"] for method, mean in means.items() if method != "random")
+    assert means["random"] > 1
+    _, comparison, _ = compare_methods(fakes.bert(), TEXTS[:2], methods[1:2])
+    assert "max_sensitivity" not in comparison.figures["saliency"]
+
+
+@pytest.mark.parametrize("method", ["feature_ablation", "integrated_gradients"])
+def test_on_a_sum_the_sensitivity_is_that_of_the_products(method):
+    module = fakes.bag()
+    (target,) = module.attribution_targets(["good bad film"], target="positive")
+    with module.attributing():
+        explain, (embeddings,) = explanation(module, target, method=method)
+        moved = embeddings + 0.1
+        found = explain((moved,), 0)
+    blank = module.model.embedding.weight[fakes.PAD]
+    expected = (moved[0, 1:-1] - blank) @ module.model.head.weight[2]
+    assert found.tolist() == pytest.approx(expected.tolist(), abs=1e-4)

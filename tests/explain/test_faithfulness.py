@@ -21,6 +21,7 @@ from lit_nlp.explain.faithfulness import (
     infidelity,
     insertion,
     log_odds,
+    max_sensitivity,
     plausibility,
     random_scores,
     rationale_words,
@@ -463,3 +464,35 @@ def test_the_table_is_markdown_with_the_best_method_first():
     assert cells[3][2].endswith("]")
     assert lines[-1] == found.reason
     assert len({len(line) for line in lines[:5]}) == 1
+
+
+# Sensitivity
+
+
+def test_scores_that_are_the_embeddings_move_as_far_as_these():
+    generator = torch.Generator().manual_seed(0)
+    embeddings = (torch.randn(1, 50, 64, generator=generator), 3 * torch.randn(1, 50, 64, generator=generator))
+
+    def themselves(given, call):
+        return torch.cat([each.flatten() for each in given])
+
+    # A uniform step within ±r has a root mean square of r / √3, here of r times that of the embeddings.
+    assert max_sensitivity(themselves, embeddings, radius=0.3) == pytest.approx(0.3 / math.sqrt(3), rel=0.02)
+
+
+def test_scores_that_never_move_have_no_sensitivity_and_drawn_ones_much():
+    embeddings = (torch.ones(1, 3, 4),)
+    assert max_sensitivity(lambda given, call: torch.tensor([1.0, 2.0]), embeddings) == 0
+    assert max_sensitivity(lambda given, call: random_scores(200, call).float(), embeddings) > 1.2
+
+
+def test_the_most_sensitive_draw_counts_and_a_seed_repeats_it():
+    moves = []
+
+    def steep(given, call):
+        moves.append(float(given[0].sum() - 12))
+        return given[0].sum().reshape(1)
+
+    found = [max_sensitivity(steep, (torch.ones(1, 3, 4),), samples=5, seed=seed) for seed in (1, 1, 2)]
+    assert found[0] == found[1] != found[2]
+    assert found[0] == pytest.approx(max(map(abs, moves[1:6])) / 12)
