@@ -662,7 +662,7 @@ def _influences(
     written = sorted(Path(ckpt_path).parent.glob("*.ckpt"))
     of_steps = {read_checkpoint(path)["global_step"]: path for path in written}
     train = datamodule.tables["train"]
-    found = influences(module, list(of_steps.values()), train, drawn.texts, batch_size=batch_size)
+    found = influences(module, list(of_steps.values()), train, drawn.texts, data=datamodule, batch_size=batch_size)
     return {row: [vars(each) for each in some] for row, some in zip(drawn.rows, found, strict=True)}
 
 

@@ -267,6 +267,11 @@ class TextDataModule(LightningDataModule):
         self.setup({"train": "fit", "val": "validate"}.get(split, split))
         return self.rows(split, sample(range(len(self.tables[split])), limit, self.seed))
 
+    def batch_of(self, split: Split, numbers: list[int]) -> dict[str, Any]:
+        """Return rows of a split that is set up as a batch, as they come in training."""
+        table = self.tables[split].select_columns(self.batch_columns("train"))
+        return self.collate(_NumberedRows(table).__getitems__(numbers))
+
     def rows(self, split: Split, numbers: list[int]) -> Drawn:
         """Return rows of a split that is set up, by their numbers.
 

@@ -129,7 +129,7 @@ class Batch:
         weights, targets, *inputs = given[len(replaced) :]
         with _hooked(replaced, _exchange(replaced)):
             outputs = self.module(**dict(zip(self.inputs, inputs, strict=True)))
-        return _weighted(self.module.score, outputs, weights, targets)
+        return weighted(self.module.score, outputs, weights, targets)
 
     @torch.no_grad()
     def change(self) -> Float[Tensor, " batch"]:
@@ -244,7 +244,7 @@ Read = Callable[[Any, int], Float[Tensor, " rows"]]
 
 
 def _terms_of(batch: Batch) -> Read:
-    return lambda outputs, rows: _weighted(
+    return lambda outputs, rows: weighted(
         batch.module.score, outputs, batch.weights.expand(rows, -1), batch.targets.expand(rows, -1, -1)
     )
 
@@ -277,12 +277,13 @@ def _played(
     return torch.cat(found)
 
 
-def _weighted(
+def weighted(
     score: Callable[..., Tensor],
     outputs: Any,
     weights: Float[Tensor, "rows terms"],
     targets: Int[Tensor, "rows terms _"],
 ) -> Float[Tensor, " rows"]:
+    """Return the weighted sum of a score's terms, row by row."""
     scores = [score(outputs, _target(targets[:, term])) for term in range(targets.shape[1])]
     return (torch.stack(scores, dim=1) * weights).sum(1)
 

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import datasets
 import numpy as np
@@ -17,12 +17,16 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from lit_nlp.checkpoints import SECTION, read_checkpoint
+from lit_nlp.data.base import TextDataModule
 from lit_nlp.data.batching import plan_batches
 from lit_nlp.errors import CheckpointError, ConfigError, UserError, did_you_mean, known_name
+from lit_nlp.explain.batch import weighted
 from lit_nlp.modules.base import TransformerModule
 from lit_nlp.modules.text_classification import TextClassificationModule, multi_label_losses, single_label_losses
-from lit_nlp.targets import Label
+from lit_nlp.targets import Label, Reading
 from lit_nlp.tokenization import Text, Tokens, check_texts
+
+T = TypeVar("T")
 
 _COLUMNS = ("input_ids", "label", "length", "text", "text_pair", "where")
 # How far a layer's outputs may lie from the logits that they are to be, as a share: bfloat16 rounds to 0.4 %.
@@ -57,6 +61,7 @@ def influences(
     texts: Sequence[Text],
     labels: Sequence[Label] | None = None,
     *,
+    data: TextDataModule | None = None,
     top: int = 5,
     layers: Sequence[str] | None = None,
     batch_size: int = 32,
@@ -71,8 +76,12 @@ def influences(
     is one row, with the mean of its windows' logits, as in training. Examples that the model gets wrong have large
     gradients, and so may stand beside many texts.
 
+    For other tasks than classification, the text's loss is the negative scalar that an attribution of it would
+    explain: of the answer's span, or of all tokens that are written; and an example's is its part in the training
+    loss, label smoothing included.
+
     Args:
-        module: A classifier; it is left as it was found.
+        module: The module; it is left as it was found.
         checkpoints: Of the run that trained it. One that is given twice, as `best.ckpt` and `last.ckpt` of one step,
             counts twice. At the end of a schedule that falls to 0, the rate is 0 and a checkpoint counts nothing;
             where that is so of all, they count alike, with the module's `learning_rate`.
@@ -80,22 +89,25 @@ def influences(
         texts: Texts, or pairs of texts.
         labels: What is to be accounted for: the class, the classes, or the score of each text. None: what the module
             says. Of a score that says little, since its error, and so its gradient, is 0 at the module's own weights.
+        data: The data module that `train` is of, which makes batches of its rows: for other tasks than classification.
         top: At most this many proponents, and as many opponents, of each text.
         layers: The layers whose weights' gradients count, by the dotted names in `module`; memory holds these
-            gradients of every text and of a batch. None: the head alone, the last linear layer, which is far quicker;
-            memory holds what it reads of every row.
+            gradients of every text and of a batch. None: of a classifier the head alone, the last linear layer, which
+            is far quicker; memory holds what it reads of every row. Of other modules the last linear layer, below the
+            vocabulary's where there is one.
         batch_size: Rows that go through the module at once.
 
     Returns:
         For each text its proponents (score above 0), then its opponents (below 0), the strongest first.
 
     Raises:
-        ConfigError: The module is no classifier, or arguments are out of range or don't go together.
+        ConfigError: The module says nothing that could be accounted for, or arguments are out of range or don't go
+            together.
         CheckpointError: There is none, or one can't be read or is of another module.
         UserError: The scores are not finite.
     """
     if not isinstance(module, TextClassificationModule):
-        raise ConfigError("influence needs a classifier", where=type(module).__name__)
+        return _on_what_is_said(module, checkpoints, data, texts, top=top, layers=layers, batch_size=batch_size)
     _check(train, texts, labels, top=top, batch_size=batch_size)
     _check_labels(train, module)
     head = _head(module) if layers is None else None
@@ -121,6 +133,53 @@ def influences(
             mend="take checkpoints from before the weights diverged",
         )
     return [_strongest(module, train, row, top) for row in scores]
+
+
+def _on_what_is_said(
+    module: TransformerModule,
+    checkpoints: Sequence[str | Path],
+    data: TextDataModule | None,
+    texts: Sequence[Text],
+    *,
+    top: int,
+    layers: Sequence[str] | None,
+    batch_size: int,
+) -> list[list[Influence]]:
+    """Return what `influences` does for any task, by what an attribution would explain."""
+    check_texts(texts)
+    if data is None or "train" not in data.tables:
+        raise ConfigError("influence needs the training data", where="data", mend="give the data module, after setup()")
+    names = [_last_linear(module)] if layers is None else list(layers)
+    parameters, found = _parameters(module, names), _read_all(checkpoints, module)
+    targets = module.attribution_targets(texts, batch_size=batch_size)
+    count = len(data.tables["train"])
+    asked = [(each.row, reading) for each in targets for reading in each.readings]
+    scores = torch.zeros(len(texts), count, dtype=torch.double)
+    if not asked:
+        return [[] for _ in texts]
+    # Captum wants targets beside inputs; here the losses need none.
+    said = [
+        (_asked(module, [reading for _, reading in some]), torch.zeros(len(some)))
+        for some in _chunks(asked, batch_size)
+    ]
+    rows = [
+        (_to(data.batch_of("train", list(some)), module.device), torch.zeros(len(some)))
+        for some in _chunks(range(count), batch_size)
+    ]
+    layer_names = [f"module.{name}" for name in names]
+    with module.attributing(), _weights_kept(module):
+        for checkpoint in found:
+            module.load_state_dict(checkpoint.weights)
+            with _learning(parameters):
+                method = TracInCP(_Losses(module), _loader(rows), [checkpoint], _learning_rate, layer_names, _Given())
+                part = method.influence(_loader(said)).detach().cpu().double()
+            scores.index_add_(0, torch.tensor([row for row, _ in asked]), part)
+    if not scores.isfinite().all():
+        raise UserError(
+            "the gradients at these checkpoints are not finite numbers",
+            mend="take checkpoints from before the weights diverged",
+        )
+    return [_told(data, row, top) for row in scores]
 
 
 # Captum's two ways, each at one checkpoint whose weights the module has already: Captum would load them again for
@@ -156,11 +215,18 @@ def _by_layers(
 ) -> Float[Tensor, "texts rows"]:
     """Return the products of some layers' gradients, with one backward pass a row."""
     names, loss = [f"module.{name}" for name in layers], _Loss(module.problem_type, "none")
+    with _learning(parameters):
+        method = TracInCP(_Classifier(module), _loader(rows), [checkpoint], _learning_rate, names, loss)
+        return method.influence(_loader(asked))
+
+
+@contextmanager
+def _learning(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Let some weights have gradients, all others being frozen."""
     try:
         for parameter in parameters:
             parameter.requires_grad_(True)
-        method = TracInCP(_Classifier(module), _loader(rows), [checkpoint], _learning_rate, names, loss)
-        return method.influence(_loader(asked))
+        yield
     finally:
         for parameter in parameters:
             parameter.requires_grad_(False)
@@ -168,6 +234,28 @@ def _by_layers(
 
 def _learning_rate(_: nn.Module, checkpoint: "_Checkpoint") -> float:
     return checkpoint.learning_rate
+
+
+class _Losses(nn.Module):
+    """What Captum calls for any task: a batch of training rows, or of what is asked, in; the loss of each out."""
+
+    def __init__(self, module: TransformerModule) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, batch: dict[str, Any]) -> Float[Tensor, " rows"]:
+        if "weights" not in batch:
+            return self.module.row_losses(self.module.forward_batch(batch), batch)
+        return -weighted(self.module.score, self.module(**batch["inputs"]), batch["weights"], batch["targets"])
+
+
+class _Given(nn.Module):
+    """The loss of outputs that are losses already."""
+
+    reduction = "none"  # as Captum asks for it
+
+    def forward(self, losses: Float[Tensor, " rows"], _: Tensor) -> Float[Tensor, " rows"]:
+        return losses
 
 
 class _Classifier(nn.Module):
@@ -324,6 +412,40 @@ def _strongest(
     return found
 
 
+def _told(data: TextDataModule, scores: Float[Tensor, " rows"], top: int) -> list[Influence]:
+    """Return proponents, then opponents, as the data module tells them."""
+    found: list[Influence] = []
+    for sign in (1, -1):
+        strength, rows = (sign * scores).sort(descending=True, stable=True)
+        numbers = rows[:top][strength[:top] > 0].tolist()
+        if not numbers:
+            continue
+        drawn, places = data.rows("train", numbers), data.tables["train"][numbers]["where"]
+        for row, text, label, where in zip(numbers, drawn.texts, drawn.given or numbers, places, strict=True):
+            first, second = text if isinstance(text, tuple) else (text, None)
+            found.append(Influence(row, first, second, label, float(scores[row]), where))
+    return found
+
+
+def _asked(module: TransformerModule, readings: Sequence[Reading]) -> dict[str, Any]:
+    """Return what is asked of some readings as a batch."""
+    terms = max(len(each.terms) for each in readings)
+    padded = [each.terms + [(0.0, each.terms[0][1])] * (terms - len(each.terms)) for each in readings]
+    return {
+        "inputs": module.pad([each.inputs for each in readings]),
+        "weights": torch.tensor([[weight for weight, _ in row] for row in padded], device=module.device),
+        "targets": torch.tensor([[target for _, target in row] for row in padded], device=module.device),
+    }
+
+
+def _chunks(items: Sequence[T], size: int) -> list[Sequence[T]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def _to(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    return {name: each.to(device) if isinstance(each, Tensor) else each for name, each in batch.items()}
+
+
 # Checkpoints
 
 
@@ -333,7 +455,7 @@ class _Checkpoint:
     learning_rate: float
 
 
-def _read_all(checkpoints: Sequence[str | Path], module: TextClassificationModule) -> list[_Checkpoint]:
+def _read_all(checkpoints: Sequence[str | Path], module: TransformerModule) -> list[_Checkpoint]:
     if isinstance(checkpoints, str):
         raise ConfigError("expected a list of checkpoints, got one", where="checkpoints", mend="write [checkpoint]")
     if not checkpoints:
@@ -345,7 +467,7 @@ def _read_all(checkpoints: Sequence[str | Path], module: TextClassificationModul
     return found
 
 
-def _read(path: str | Path, module: TextClassificationModule) -> _Checkpoint:
+def _read(path: str | Path, module: TransformerModule) -> _Checkpoint:
     checkpoint = read_checkpoint(path)
     own, weights = module.state_dict(), checkpoint["state_dict"]
     written_by, asked = checkpoint[SECTION]["module"], type(module).__name__
@@ -406,7 +528,16 @@ def _matrix(layer: nn.Linear) -> Float[Tensor, "classes features"]:
     return weight if layer.bias is None else torch.cat([weight, layer.bias.detach().float().unsqueeze(1)], 1)
 
 
-def _parameters(module: TextClassificationModule, layers: Sequence[str]) -> list[nn.Parameter]:
+def _last_linear(module: TransformerModule) -> str:
+    """Return the name of the last linear layer that isn't the vocabulary's."""
+    head = module.model.get_output_embeddings()
+    linear = [name for name, part in module.named_modules() if isinstance(part, nn.Linear) and part is not head]
+    if not linear:
+        raise ConfigError("the model has no linear layer", where="layers", mend="name layers")
+    return linear[-1]
+
+
+def _parameters(module: TransformerModule, layers: Sequence[str]) -> list[nn.Parameter]:
     """Return the weights of layers, each once."""
     if isinstance(layers, str) or not layers:
         raise ConfigError(f"expected a list of layers, got {layers!r}", where="layers")

@@ -11,12 +11,18 @@ from torch.nn import functional as F
 
 from lit_nlp import (
     LanguageModelingModule,
+    QuestionAnsweringDataModule,
+    QuestionAnsweringModule,
     SentimentModule,
     TextClassificationDataModule,
     TextClassificationModule,
+    TranslationDataModule,
+    TranslationModule,
 )
 from lit_nlp.errors import CheckpointError, ConfigError, UserError
+from lit_nlp.explain import influence
 from lit_nlp.explain.influence import Influence, influences
+from tests import translators
 from tests.backbones import CORPUS
 from tests.contract import plain_trainer, save, traces, write_rows
 
@@ -412,9 +418,9 @@ def test_weights_that_are_no_numbers_are_refused(run: Run, tmp_path: Path) -> No
     assert traces(run.module) == before
 
 
-def test_other_modules_than_classifiers_are_refused(run: Run, llama: str) -> None:
+def test_other_modules_than_classifiers_need_their_data(run: Run, llama: str) -> None:
     told = refused(run, ConfigError, module=LanguageModelingModule(llama))
-    assert told == "LanguageModelingModule: influence needs a classifier"
+    assert told == "data: influence needs the training data; give the data module, after setup()"
 
 
 def test_layers_that_are_none_are_refused_with_some_that_are(run: Run) -> None:
@@ -457,3 +463,109 @@ def test_arguments_that_dont_go_together_are_refused(run: Run) -> None:
     assert "no rows with labels" in refused(run, ConfigError, train=table.select([]))
     many = table.map(lambda row: {"label": row["label"] + 1})
     assert "the table's labels are not those of the module" in refused(run, ConfigError, train=many)
+
+
+# Other tasks
+
+
+@pytest.fixture
+def answering(bert: str, tmp_path: Path) -> tuple[Any, Any, list[Path]]:
+    rows = []
+    for i, text in enumerate(CORPUS):
+        word = text.split()[i % 3]
+        rows.append({"question": "what", "context": text, "answers": [{"text": word, "answer_start": text.find(word)}]})
+    source = write_rows(tmp_path / "rows.jsonl", rows)
+    data = QuestionAnsweringDataModule(bert, train=source, val=source, batch_size=4, max_length=48)
+    return fitted(QuestionAnsweringModule, data, bert, tmp_path)
+
+
+@pytest.fixture
+def translating(tmp_path: Path) -> tuple[Any, Any, list[Path]]:
+    (tmp_path / "marian").mkdir()
+    marian = translators.save_marian(tmp_path / "marian")
+    rows = [{"source": text, "target": " ".join(text.split()[:3])} for text in CORPUS]
+    source = write_rows(tmp_path / "rows.jsonl", rows)
+    data = TranslationDataModule(marian, train=source, val=source, batch_size=4, max_length=48)
+    return fitted(TranslationModule, data, marian, tmp_path)
+
+
+def fitted(kind: Any, data: Any, backbone: str, folder: Path) -> tuple[Any, Any, list[Path]]:
+    seed_everything(0, verbose=False)
+    data.setup("fit")
+    module = kind(backbone, **data.facts, learning_rate=1e-2, warmup=0.0)
+    keeper = ModelCheckpoint(folder / "run", save_top_k=-1, every_n_train_steps=1, filename="{step}")
+    plain_trainer(callbacks=[keeper], enable_checkpointing=True, max_epochs=1).fit(module, data)
+    return module.eval(), data, sorted((folder / "run").glob("step=*.ckpt"))
+
+
+def products(module: Any, name: str, checkpoints: list[Path], asked: Any, rows: Any) -> Tensor:
+    """Return the sum over checkpoints of rates times products of gradients of losses, one loss at a time."""
+    total = torch.zeros(len(asked), len(rows))
+    for path in checkpoints:
+        other = type(module).load_from_checkpoint(path).eval()
+        weights = list(other.get_submodule(name).parameters())
+
+        def gradients(losses: Any, other: Any = other, weights: Any = weights) -> Tensor:
+            found = [torch.autograd.grad(loss(other), weights) for loss in losses]
+            return torch.stack([torch.cat([each.flatten() for each in some]) for some in found])
+
+        rate = torch.load(path, weights_only=True)["optimizer_states"][0]["param_groups"][0]["lr"]
+        total += rate * gradients(asked) @ gradients(rows).T
+    return total
+
+
+def told(found: list[list[Influence]], rows: int) -> list[list[float]]:
+    by_row = [{each.row: each.score for each in some} for some in found]
+    return [[some.get(row, 0.0) for row in range(rows)] for some in by_row]
+
+
+def test_an_answer_is_accounted_for_by_the_span_that_was_given(answering: Any) -> None:
+    module, data, checkpoints = answering
+    texts = [("what", "a warm film"), ("why", CORPUS[1])]
+    answers = module.predict_texts(texts)
+    found = influences(module, checkpoints, data.tables["train"], texts, data=data, top=99, batch_size=4)
+
+    def of_answer(text: tuple[str, str], answer: Any) -> Any:
+        read = module.tokenizer(*text, return_tensors="pt", return_offsets_mapping=True)
+        offsets, parts = read.pop("offset_mapping")[0].tolist(), read.sequence_ids()
+        inside = [i for i, part in enumerate(parts) if part == 1]
+        first = next(i for i in inside if offsets[i][1] > answer.start)
+        last = next(i for i in reversed(inside) if offsets[i][0] < answer.end)
+        # transformers' loss is the mean of both ends'.
+        return lambda other: (
+            2 * other.model(**read, start_positions=torch.tensor([first]), end_positions=torch.tensor([last])).loss
+        )
+
+    def of_row(row: int) -> Any:
+        batch = data.batch_of("train", [row])
+        names = {"input_ids", "attention_mask", "token_type_ids", "start_positions", "end_positions"}
+        return lambda other: other.model(**{name: batch[name] for name in names & batch.keys()}).loss
+
+    asked = [of_answer(*each) for each in zip(texts, answers, strict=True)]
+    expected = products(module, "model.qa_outputs", checkpoints, asked, [of_row(row) for row in range(len(CORPUS))])
+    torch.testing.assert_close(torch.tensor(told(found, len(CORPUS))), expected, rtol=1e-3, atol=1e-6)
+    assert found[0][0].text_pair in CORPUS
+    assert found[0][0].where.startswith(f"{data.sources['train']}, line ")
+
+
+def test_what_is_written_is_accounted_for_by_all_its_tokens(translating: Any) -> None:
+    module, data, checkpoints = translating
+    before = traces(module)
+    texts = [CORPUS[0], "a film"]
+    written = [module._without_end(ids) for ids in module._outputs(texts, 1)]
+    assert all(written), "there must be something to account for"
+    found = influences(module, checkpoints, data.tables["train"], texts, data=data, top=99, batch_size=4)
+    assert traces(module) == before
+
+    def of_pair(ids: list[int], labels: list[int]) -> Any:
+        return lambda other: (
+            len(labels) * other.model(input_ids=torch.tensor([ids]), labels=torch.tensor([labels])).loss
+        )
+
+    asked = [of_pair(ids, labels) for ids, labels in zip(module.pairs.sources(texts).ids, written, strict=True)]
+    rows = [of_pair(row["source_ids"], row["target_ids"]) for row in data.tables["train"]]
+    name = influence._last_linear(module)
+    assert name == "model.model.decoder.layers.1.fc2"
+    expected = products(module, name, checkpoints, asked, rows)
+    torch.testing.assert_close(torch.tensor(told(found, len(CORPUS))), expected, rtol=1e-3, atol=1e-5)
+    assert {each.label for each in found[0]} <= {" ".join(text.split()[:3]) for text in CORPUS}
