@@ -259,7 +259,7 @@ class TextDataModule(LightningDataModule):
         return self._batches("test")
 
     def predict_dataloader(self) -> Batches:
-        """Batches to predict, the longest first; `row` tells their place in the file."""
+        """Batches to predict, the longest first; `row` counts the rows that were read, after `limit` drew from them."""
         return self._batches("predict")
 
     def drawn(self, split: Split, limit: int) -> Drawn:
