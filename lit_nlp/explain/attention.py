@@ -68,13 +68,13 @@ def raw(batch: Batch, layer: str | None, head: int | None) -> Float[Tensor, "bat
         ConfigError: The model shows no attention, or has no such layer or head.
     """
     score, seen = _seen(batch)
-    chosen = [each for each in seen if layer is None or f"{each.name}.".startswith(f"{layer}.")]
+    chosen = seen[-1:] if layer is None else [each for each in seen if f"{each.name}.".startswith(f"{layer}.")]
     if not chosen:
         names = [each.name for each in seen]
         mend = did_you_mean(layer or "", names) or f"name one, such as {names[-1]}"
         raise ConfigError(f"there is no attention in a layer {layer!r}", where="layer", mend=mend)
     flow = [torch.zeros_like(each[..., 0], dtype=torch.float) for each in batch.embeddings]
-    for each in chosen if layer is not None else chosen[-1:]:
+    for each in chosen:
         heads = each.weights.shape[1]
         if head is not None and not 0 <= head < heads:
             raise ConfigError(f"expected a head from 0 to {heads - 1}, got {head}", where="head")

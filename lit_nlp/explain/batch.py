@@ -74,10 +74,7 @@ class Batch:
         self.module, self.readings, self.features, self.absence, self.rows = module, readings, features, absence, rows
         self.inputs = module.pad([reading.inputs for reading in readings])
         device = self.inputs["input_ids"].device
-        terms = max(len(reading.terms) for reading in readings)
-        padded = [reading.terms + [(0.0, reading.terms[0][1])] * (terms - len(reading.terms)) for reading in readings]
-        self.weights = torch.tensor([[weight for weight, _ in row] for row in padded], device=device)
-        self.targets = torch.tensor([[target for _, target in row] for row in padded], device=device)
+        self.weights, self.targets = pad_terms(readings, device)
         self.words = max(map(len, features))
         self._memberships = {name: self._membership(name).to(device) for name in readings[0].places}
 
@@ -275,6 +272,16 @@ def _played(
         with _hooked(replaced, _exchange(replaced)):
             found.append(read(batch.module(**inputs), len(some)).cpu().double())
     return torch.cat(found)
+
+
+def pad_terms(
+    readings: Sequence[Reading], device: torch.device
+) -> tuple[Float[Tensor, "rows terms"], Int[Tensor, "rows terms _"]]:
+    """Return the weights and targets of what is asked of readings, where there are fewer terms with weights of 0."""
+    terms = max(len(reading.terms) for reading in readings)
+    padded = [reading.terms + [(0.0, reading.terms[0][1])] * (terms - len(reading.terms)) for reading in readings]
+    weights = torch.tensor([[weight for weight, _ in row] for row in padded], device=device)
+    return weights, torch.tensor([[target for _, target in row] for row in padded], device=device)
 
 
 def weighted(

@@ -20,7 +20,7 @@ from lit_nlp.checkpoints import SECTION, read_checkpoint
 from lit_nlp.data.base import TextDataModule
 from lit_nlp.data.batching import plan_batches
 from lit_nlp.errors import CheckpointError, ConfigError, UserError, did_you_mean, known_name
-from lit_nlp.explain.batch import weighted
+from lit_nlp.explain.batch import pad_terms, weighted
 from lit_nlp.modules.base import TransformerModule
 from lit_nlp.modules.text_classification import TextClassificationModule, multi_label_losses, single_label_losses
 from lit_nlp.targets import Label, Reading
@@ -127,11 +127,7 @@ def influences(
             else:
                 part = _by_layers(module, layers or [], parameters, checkpoint, asked, rows)
             scores[asked.order.unsqueeze(1), rows.order] += part.detach().cpu().double()
-    if not scores.isfinite().all():
-        raise UserError(
-            "the gradients at these checkpoints are not finite numbers",
-            mend="take checkpoints from before the weights diverged",
-        )
+    _check_finite(scores)
     return [_strongest(module, train, row, top) for row in scores]
 
 
@@ -174,11 +170,7 @@ def _on_what_is_said(
                 method = TracInCP(_Losses(module), _loader(rows), [checkpoint], _learning_rate, layer_names, _Given())
                 part = method.influence(_loader(said)).detach().cpu().double()
             scores.index_add_(0, torch.tensor([row for row, _ in asked]), part)
-    if not scores.isfinite().all():
-        raise UserError(
-            "the gradients at these checkpoints are not finite numbers",
-            mend="take checkpoints from before the weights diverged",
-        )
+    _check_finite(scores)
     return [_told(data, row, top) for row in scores]
 
 
@@ -400,42 +392,41 @@ def _target(module: TextClassificationModule, label: Label) -> int | list[float]
 def _strongest(
     module: TextClassificationModule, train: datasets.Dataset, scores: Float[Tensor, " rows"], top: int
 ) -> list[Influence]:
-    """Return proponents, then opponents; where scores are equal, in their order."""
+    """Return proponents, then opponents."""
     found: list[Influence] = []
+    for row in _ranked(scores, top):
+        example = train[row]
+        label = module.label_of(torch.tensor(example["label"]))
+        found.append(Influence(row, example["text"], example["text_pair"], label, float(scores[row]), example["where"]))
+    return found
+
+
+def _ranked(scores: Float[Tensor, " rows"], top: int) -> list[int]:
+    """Return the rows with the highest scores above 0, then those with the lowest below; of equals, in their order."""
+    found: list[int] = []
     for sign in (1, -1):
         strength, rows = (sign * scores).sort(descending=True, stable=True)
-        for row in rows[:top][strength[:top] > 0].tolist():
-            example = train[row]
-            label = module.label_of(torch.tensor(example["label"]))
-            score = float(scores[row])
-            found.append(Influence(row, example["text"], example["text_pair"], label, score, example["where"]))
+        found += rows[:top][strength[:top] > 0].tolist()
     return found
 
 
 def _told(data: TextDataModule, scores: Float[Tensor, " rows"], top: int) -> list[Influence]:
     """Return proponents, then opponents, as the data module tells them."""
-    found: list[Influence] = []
-    for sign in (1, -1):
-        strength, rows = (sign * scores).sort(descending=True, stable=True)
-        numbers = rows[:top][strength[:top] > 0].tolist()
-        if not numbers:
-            continue
-        drawn, places = data.rows("train", numbers), data.tables["train"][numbers]["where"]
-        for row, text, label, where in zip(numbers, drawn.texts, drawn.given or numbers, places, strict=True):
-            first, second = text if isinstance(text, tuple) else (text, None)
-            found.append(Influence(row, first, second, label, float(scores[row]), where))
+    numbers = _ranked(scores, top)
+    if not numbers:
+        return []
+    drawn, places = data.rows("train", numbers), data.tables["train"][numbers]["where"]
+    found = []
+    for row, text, label, where in zip(numbers, drawn.texts, drawn.given or numbers, places, strict=True):
+        first, second = text if isinstance(text, tuple) else (text, None)
+        found.append(Influence(row, first, second, label, float(scores[row]), where))
     return found
 
 
 def _asked(module: TransformerModule, readings: Sequence[Reading]) -> dict[str, Any]:
     """Return what is asked of some readings as a batch."""
-    terms = max(len(each.terms) for each in readings)
-    padded = [each.terms + [(0.0, each.terms[0][1])] * (terms - len(each.terms)) for each in readings]
-    return {
-        "inputs": module.pad([each.inputs for each in readings]),
-        "weights": torch.tensor([[weight for weight, _ in row] for row in padded], device=module.device),
-        "targets": torch.tensor([[target for _, target in row] for row in padded], device=module.device),
-    }
+    weights, targets = pad_terms(readings, module.device)
+    return {"inputs": module.pad([each.inputs for each in readings]), "weights": weights, "targets": targets}
 
 
 def _chunks(items: Sequence[T], size: int) -> list[Sequence[T]]:
@@ -556,6 +547,14 @@ def _parameters(module: TransformerModule, layers: Sequence[str]) -> list[nn.Par
 
 def _linear_layers(module: nn.Module) -> list[str]:
     return [name for name, part in module.named_modules() if isinstance(part, nn.Linear)]
+
+
+def _check_finite(scores: Tensor) -> None:
+    if not scores.isfinite().all():
+        raise UserError(
+            "the gradients at these checkpoints are not finite numbers",
+            mend="take checkpoints from before the weights diverged",
+        )
 
 
 def _check(train: datasets.Dataset, texts: Sequence[Text], labels: Sequence[Label] | None, **numbers: int) -> None:
