@@ -420,7 +420,7 @@ class LitNLPCLI(LightningCLI):
     def _precision(self, config: Namespace) -> str:
         """Return the checkpoint's precision, so that it goes on as it was trained; for a new run the faster one."""
         trained_in = self.checkpoint[SECTION].get("precision") if self.checkpoint else None
-        return trained_in if trained_in in _PRECISIONS else _fastest_precision(config.trainer.accelerator)
+        return trained_in if trained_in in _PRECISIONS else fastest_precision(config.trainer.accelerator)
 
     def _build(self, key: str) -> Namespace:
         """Instantiate one part of the configuration.
@@ -628,7 +628,7 @@ def _checkpoint_callbacks(folder: Path, model: LightningModule, *, validates: bo
     return [best, last]
 
 
-def _fastest_precision(accelerator: str) -> str:
+def fastest_precision(accelerator: str) -> str:
     """Return bfloat16 where the machine multiplies it faster: a GPU that has it, or a CPU that proves it.
 
     What a CPU says of itself doesn't settle it: of two with AVX512-BF16, one was measured at five times

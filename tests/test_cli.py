@@ -286,7 +286,7 @@ def test_precision_follows_what_the_machine_multiplies_faster(
     monkeypatch: pytest.MonkeyPatch, ratio: float, chosen: str
 ) -> None:
     monkeypatch.setattr(cli, "_product_seconds", lambda matrix: ratio if matrix.dtype == torch.float32 else 1.0)
-    assert cli._fastest_precision("cpu") == chosen
+    assert cli.fastest_precision("cpu") == chosen
 
 
 def test_beside_googles_tool_the_command_refuses_to_start(
