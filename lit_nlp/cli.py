@@ -11,7 +11,6 @@ import threading
 import traceback
 import warnings
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -26,7 +25,7 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelChec
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lit_nlp import scratch
 from lit_nlp.callbacks.checkpointing import AtomicCheckpointIO, LastCheckpoint
@@ -35,6 +34,7 @@ from lit_nlp.callbacks.run_folder import RunFolder, newest_run, unused_run
 from lit_nlp.checkpoints import SECTION, read_checkpoint
 from lit_nlp.data.base import Drawn, Split, TextDataModule
 from lit_nlp.errors import CheckpointError, ConfigError, NonFiniteError, UserError, did_you_mean, require
+from lit_nlp.explain.options import Options
 from lit_nlp.files import unused, write_text
 from lit_nlp.modules.base import TransformerModule
 
@@ -125,76 +125,57 @@ class LitNLPTrainer(Trainer):
         model: TransformerModule,
         datamodule: LightningDataModule | None = None,
         ckpt_path: str | None = None,
-        method: str = "integrated_gradients",
         methods: str | list[str] | None = None,
         split: Split = "test",
         limit: int = 50,
         text: str | None = None,
         text_pair: str | None = None,
-        target: str | None = None,
+        target: str | list[str] | None = None,
         contrast: str | None = None,
         reference: bool = False,
-        baseline: str = "pad",
-        layer: str | None = None,
-        head: int | None = None,
-        tolerance: float = 0.01,
-        max_steps: int = 512,
-        samples: int | None = None,
-        seed: int = 0,
         sensitivity: bool = False,
         rationales: str | None = None,
         influence: bool = False,
-        batch_size: int = 16,
         png: int | None = None,
         output: str | None = None,
+        **options: Any,
     ) -> None:
         """Show which words decided: a page to read and a JSONL file.
 
         Args:
             ckpt_path: The checkpoint whose decisions are explained.
-            method: How words are credited: integrated_gradients, shapley_value_sampling, lime, and others.
-            methods: Several of them, as in `a,b,c`: compared by how true they are of the model, beside random scores.
+            methods: Several methods, as in `a,b,c`: compared by how true they are of the model, beside random scores.
             split: Whose texts are explained.
             limit: At most this many texts, drawn at random by data.seed.
             text: Explain this one text instead; for question answering the question.
             text_pair: The second text of a pair; for question answering the context.
-            target: What is explained: a class; answer, start, end or "no answer"; a token that is written.
-                By default what the model says.
-            contrast: What the target is to be told apart from, of the same kind.
+            target: What is explained: a class; answer, start, end or "no answer"; a token that is written. Or several,
+                or `all`, between which the page switches. By default what the model says.
+            contrast: What the target is to be told apart from, of the same kind; of classes also runner-up.
             reference: Explain the data's own targets, token by token, and not what the model writes.
-            baseline: What stands for a word that isn't there: pad, mask or unk.
-            layer: Where layer_integrated_gradients and attention look, as in model.bert.encoder.layer.3.
-            head: Which head attention shows, counted from 0. By default the mean over all.
-            tolerance: How far the scores may be from adding up, as a share of the change that they explain.
-            max_steps: Where integrated gradients stop doubling their steps.
-            samples: Draws of the methods that sample. By default as many as give stable results.
-            seed: What they draw by.
             sensitivity: With methods, measure also how far their scores move with small changes; takes long.
             rationales: With methods, a JSONL file of the spans that people marked in each row of the split, as in
                 {"text": [[0, 4]]}: how far the scores agree with them.
             influence: Show the training examples that spoke most for and against each prediction.
-            batch_size: Sequences that are run at once; it bounds the memory.
             png: Draw this row of the split as a picture, too.
             output: The report's folder. By default reports/NAME.
         """
         from lit_nlp.explain import attribute, compare_methods, read_rationales, table, write_report
+        from lit_nlp.explain.attribution import by_row
 
+        chosen = vars(Options(**options, progress=True))
         if not self.is_global_zero:
             return
         require(limit >= 1, f"limit must be at least 1, got {limit}", "explain")
+        require(bool(methods) or not (sensitivity or rationales), "only --methods are measured", "explain")
         drawn = self._texts_to_explain(datamodule, split, limit, text, text_pair)
         if reference and drawn.given is None:
             raise ConfigError("the texts have no targets to explain", where="explain.reference")
-        module: Any = model.to(self.strategy.root_device)
-        asked: dict[str, Any] = {"target": target, "contrast": contrast, "baseline": baseline, "layer": layer}
-        asked |= {"head": head}
-        asked |= {"tolerance": tolerance, "max_steps": max_steps, "samples": samples, "seed": seed}
-        asked |= {"batch_size": batch_size, "progress": True, "labels": drawn.given}
-        asked |= {"outputs": drawn.given} if reference else {}
-        require(bool(methods) or not (sensitivity or rationales), "only --methods are measured", "explain")
         if png is not None and png not in drawn.rows:
             raise ConfigError(f"row {png} is none of those that are explained", where="explain.png")
-        shown = _influences(module, datamodule, ckpt_path, drawn, batch_size) if influence else None
+        module: Any = model.to(self.strategy.root_device)
+        asked: dict[str, Any] = {**chosen, "target": target, "contrast": contrast, "labels": drawn.given}
+        asked["outputs"] = drawn.given if reference else None
         comparison = None
         if methods:
             names = [each.strip() for each in methods.split(",")] if isinstance(methods, str) else methods
@@ -205,12 +186,9 @@ class LitNLPTrainer(Trainer):
             )
             rank_zero_info(table(compared))
         else:
-            attributions = attribute(module, drawn.texts, method=method, **asked)
-        if not attributions:
-            raise UserError("nothing was said of these texts that could be explained", where="explain")
-        if silent := len(drawn.texts) - len({each.row for each in attributions}):
-            rank_zero_warn(f"{silent} of {len(drawn.texts)} texts are not in the report: nothing was said of them.")
-        attributions = [replace(each, row=drawn.rows[each.row]) for each in attributions]
+            attributions = attribute(module, drawn.texts, **asked)
+        attributions = by_row(attributions, drawn.rows)
+        shown = _influences(module, datamodule, ckpt_path, drawn, chosen["batch_size"]) if influence else None
         facts = {
             "Checkpoint": str(ckpt_path),
             "Backbone": model.hparams["backbone"],

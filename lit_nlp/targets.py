@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 
 from lit_nlp.tokenization import Tokens
 
+# The contrast that stands for the most probable of what else might be said.
+RUNNER_UP = "runner-up"
+
 Label = str | int | float | list[str]
 
 

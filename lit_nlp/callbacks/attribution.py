@@ -1,7 +1,7 @@
 """Explanations while a run goes on: which words decided, epoch by epoch and at its end."""
 
-import inspect
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +12,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lit_nlp.data.base import Drawn, Split, TextDataModule
 from lit_nlp.errors import ConfigError, known_name
-from lit_nlp.explain import METHODS, Attribution, attribute, write_report
+from lit_nlp.explain import Attribution, attribute, write_report
+from lit_nlp.explain.attribution import by_row
+from lit_nlp.explain.methods import methods_of
+from lit_nlp.explain.options import Options
 
 # Among so many texts, the most wrong ones are looked for.
 _SEARCHED = 1000
@@ -31,7 +34,10 @@ class AttributionCallback(Callback):
             rows of the split by their numbers.
         limit: How many.
         split: Of which split while fitting; a test explains its own.
-        options: Arguments of `lit_nlp.attribute`, such as `method`.
+        options: Arguments of `lit_nlp.attribute`, such as `method`, `target` and `samples`.
+
+    Raises:
+        ConfigError: An argument or an option is unknown or out of range.
     """
 
     def __init__(
@@ -45,10 +51,13 @@ class AttributionCallback(Callback):
     ) -> None:
         if every_n_epochs < 0 or limit < 1:
             raise ConfigError("every_n_epochs must be at least 0 and limit at least 1", where="AttributionCallback")
-        known = set(inspect.signature(attribute).parameters) - {"module", "texts", "labels"}
+        known = [*(field.name for field in fields(Options)), "target", "contrast"]
         for name in options or {}:
-            known_name(name, sorted(known), "AttributionCallback.options")
-        known_name((options or {}).get("method", "integrated_gradients"), METHODS, "AttributionCallback.options.method")
+            known_name(name, known, "AttributionCallback.options")
+        chosen = Options(
+            **{name: value for name, value in (options or {}).items() if name not in ("target", "contrast")}
+        )
+        methods_of([chosen.method], chosen)
         self.folder, self.every_n_epochs, self.select, self.limit = folder, every_n_epochs, select, limit
         self.split, self.options = split, options or {}
 
@@ -86,7 +95,7 @@ class AttributionCallback(Callback):
         if not isinstance(data, TextDataModule):
             raise ConfigError("explanations need texts", where="AttributionCallback", mend="fit with a data module")
         drawn = self._chosen(module, data, split)
-        attributions = attribute(module, drawn.texts, labels=drawn.given, **self.options)
+        attributions = by_row(attribute(module, drawn.texts, labels=drawn.given, **self.options), drawn.rows)
         folder = self._folder(trainer) / "attributions" / name
         title = f"Why the model decided: {name.replace('-', ' ')}"
         page = write_report(attributions, folder, title=title, facts={"Texts": split})

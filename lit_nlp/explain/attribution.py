@@ -1,25 +1,28 @@
 """A module and texts in, the words' scores out: all methods behind one call."""
 
-import inspect
 import math
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from tqdm import tqdm
 
-from lit_nlp.errors import ConfigError, UserError, known_name
+from lit_nlp.errors import ConfigError, UserError
 from lit_nlp.explain.batch import Batch, Features, Game
 from lit_nlp.explain.explainable import Explainable
-from lit_nlp.explain.faithfulness import Explanation
-from lit_nlp.explain.methods import METHODS, Method, Settings
+from lit_nlp.explain.faithfulness import Explanation, random_scores
+from lit_nlp.explain.methods import Method, methods_of
+from lit_nlp.explain.options import Options
 from lit_nlp.explain.words import Word
 from lit_nlp.targets import AttributionTarget, Label
 from lit_nlp.tokenization import Text, check_texts
 
-_FIRST_STEPS = 16
+# The target that stands for each that a module knows.
+ALL = "all"
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,8 @@ class Attribution:
         method: The method's name.
         convergence_delta: The sum of the scores less the change that they are to explain (the score of the text
             less that of its baseline), in units of the score; None where the method's scores aren't to add up.
-        converged: Whether the delta is as small as was asked for; None where there is none.
+        converged: Whether the delta is as small as was asked for; None where there is none, or where it is small
+            by construction and says nothing.
         words: The words of `text`, and `pair_words` those of `text_pair`.
         row: The number of the text among those that were given.
         kind: `class`, `span` or `token`.
@@ -69,179 +73,195 @@ def attribute(
     module: Explainable,
     texts: Sequence[Text],
     *,
-    method: str = "integrated_gradients",
-    target: str | None = None,
+    target: str | Sequence[str] | None = None,
     contrast: str | None = None,
     outputs: Sequence[str] | None = None,
     labels: Sequence[Label | None] | None = None,
-    baseline: str = "pad",
-    layer: str | None = None,
-    head: int | None = None,
-    tolerance: float = 0.01,
-    max_steps: int = 512,
-    samples: int | None = None,
-    seed: int = 0,
-    batch_size: int = 16,
-    progress: bool = False,
+    **options: Any,
 ) -> list[Attribution]:
     """Explain what the module says of each text, word by word.
 
     Args:
         module: A module of this package, or one that offers the same.
         texts: Texts, or pairs of texts: for question answering the question and its context.
-        method: A name in `METHODS`.
         target: What to explain. None: for each text what the module says of it. A class; for question answering
-            `answer`, `start`, `end` or `no answer`; for texts that are written the tokens of this name.
-        contrast: What the target is to be told apart from, of the same kind: the difference is explained.
+            `answer`, `start`, `end` or `no answer`; for texts that are written the tokens of this name. Or several of
+            these; or `all`: each that the module knows, between which the readers of a report then switch.
+        contrast: What the target is to be told apart from, of the same kind: the difference is explained. For
+            classes also `runner-up`, the most probable of the others.
         outputs: For modules that write, what is taken as written. None: what the module writes.
         labels: The gold labels, to be shown beside the predictions.
-        baseline: The special token that stands for a word that isn't there: `pad`, `mask` or `unk`.
-        layer: Where `layer_integrated_gradients` and `attention` look: a module's dotted name.
-        head: Which head `attention` shows, counted from 0. None: the mean over all.
-        tolerance: The convergence delta that is accepted, as a share of the change to explain.
-        max_steps: Where integrated gradients stop doubling the steps for texts that haven't converged.
-        samples: Draws of the methods that sample. None: as many as give stable results.
-        seed: What they draw by; a text's result doesn't depend on the texts beside it.
-        batch_size: The sequences that go through the module at once; it bounds the memory.
-        progress: Show a bar that counts what is finished.
+        options: Those of `Options`, such as `method`, `baseline`, `samples`, `seed` and `batch_size`.
 
     Returns:
-        One attribution a text, in order; where texts are written, one a token.
+        The attributions in the order of the texts: one a target; where texts are written, one a token.
 
     Raises:
-        ConfigError: An unknown method or target, or a number of labels other than that of texts.
+        ConfigError: An unknown method or target, an option that is out of range or without a use, or a number of
+            labels other than that of texts.
         UserError: The module's scores are not finite.
     """
-    known_name(method, METHODS, "method")
-    _check(texts, labels, tolerance=tolerance, max_steps=max_steps, batch_size=batch_size)
+    chosen = Options(**options)
+    (known,) = methods_of([chosen.method], chosen)
+    check_asked(texts, labels=labels)
     if not texts:
         return []
     with module.attributing():
-        targets = targets_of(module, texts, target=target, contrast=contrast, outputs=outputs, batch_size=batch_size)
-        return credited(
-            module,
-            targets,
-            method=method,
-            labels=labels,
-            baseline=baseline,
-            layer=layer,
-            head=head,
-            tolerance=tolerance,
-            max_steps=max_steps,
-            samples=samples,
-            seed=seed,
-            batch_size=batch_size,
-            progress=progress,
-        )
+        asked: dict[str, Any] = {"contrast": contrast, "outputs": outputs, "batch_size": chosen.batch_size}
+        targets = targets_of(module, texts, target=target, **asked)
+        return credited(module, targets, known, chosen, labels=labels)
 
 
 def targets_of(
-    module: Explainable, texts: Sequence[Text], *, outputs: Sequence[str] | None = None, **asked: Any
+    module: Explainable,
+    texts: Sequence[Text],
+    *,
+    target: str | Sequence[str] | None = None,
+    contrast: str | None = None,
+    **asked: Any,
 ) -> list[AttributionTarget]:
-    """Return what is to be explained of texts; in `attributing()`.
+    """Return what is to be explained of texts, text by text; in `attributing()`.
+
+    Args:
+        module: The module.
+        texts: The texts.
+        target: As `attribute` takes it, and so `contrast`.
+        contrast: What each target is to be told apart from.
+        asked: More arguments of `attribution_targets`.
 
     Raises:
-        ConfigError: There are outputs for a module that writes nothing, or it knows no such target.
+        ConfigError: The module knows no such target, or `all` came with a contrast.
     """
-    if outputs is None:
-        return module.attribution_targets(texts, **asked)
-    if "outputs" not in inspect.signature(module.attribution_targets).parameters:
-        raise ConfigError(f"{type(module).__name__} writes nothing, so that there are no outputs", where="outputs")
-    return module.attribution_targets(texts, outputs=outputs, **asked)
+    pairs = [(each, contrast) for each in ([target] if target is None or isinstance(target, str) else target)]
+    if target == ALL:
+        if contrast is not None:
+            raise ConfigError("all targets come with their own contrasts", where="contrast", mend="leave it out")
+        pairs = module.target_choices()
+    found = [
+        each for one, other in pairs for each in module.attribution_targets(texts, target=one, contrast=other, **asked)
+    ]
+    return sorted(found, key=lambda each: each.row)
 
 
 def credited(
     module: Explainable,
     targets: Sequence[AttributionTarget],
+    method: Method,
+    options: Options,
     *,
-    method: str = "integrated_gradients",
     labels: Sequence[Label | None] | None = None,
-    baseline: str = "pad",
-    layer: str | None = None,
-    head: int | None = None,
-    tolerance: float = 0.01,
-    max_steps: int = 512,
-    samples: int | None = None,
-    seed: int = 0,
-    batch_size: int = 16,
-    progress: bool = False,
 ) -> list[Attribution]:
-    """Credit the words of targets, as `attribute` does; in `attributing()`."""
-    known = METHODS[known_name(method, METHODS, "method")]
-    if samples is not None and samples < 2:
-        raise ConfigError(f"samples must be at least 2, got {samples}", where="samples")
-    ledger = _Ledger(module, targets, module.absence_id(baseline), batch_size)
-    settings = Settings(min(_FIRST_STEPS, max_steps), samples, layer, seed, head)
-    with tqdm(total=len(targets), disable=not progress, desc=method.replace("_", " "), unit="target") as bar:
-        for complete in ledger.fill(known, settings, tolerance, max_steps):
-            bar.update(len(complete))
-    return [
-        Attribution(
-            text=each.text,
-            text_pair=each.text_pair,
-            label=labels[each.row] if labels else None,
-            prediction=each.prediction,
-            probability=each.probability,
-            probabilities=dict(each.probabilities),
-            target=each.name,
-            method=method,
-            convergence_delta=ledger.delta(i) if known.complete else None,
-            converged=ledger.is_complete(i, tolerance) if known.complete else None,
-            words=ledger.words(i, part=0),
-            pair_words=ledger.words(i, part=1),
-            row=each.row,
-            kind=each.kind,
-            parts=each.parts,
-            span=each.span,
-            special_score=ledger.special(i),
+    """Credit the words of targets, as `attribute` does; in `attributing()`.
+
+    Args:
+        module: The module.
+        targets: What is explained.
+        method: That of the options.
+        options: How words are credited.
+        labels: The gold label of each text.
+    """
+    ledger = _Ledger(module, targets, options)
+    with tqdm(
+        total=len(targets), disable=not options.progress, desc=options.method.replace("_", " "), unit="target"
+    ) as bar:
+        for _ in ledger.fill(method):
+            bar.update()
+    found = []
+    for i, each in enumerate(targets):
+        delta = None if method.adds_up == "not" else ledger.delta(i)
+        found.append(
+            Attribution(
+                text=each.text,
+                text_pair=each.text_pair,
+                label=labels[each.row] if labels else None,
+                prediction=each.prediction,
+                probability=each.probability,
+                probabilities=dict(each.probabilities),
+                target=each.name,
+                method=options.method,
+                convergence_delta=delta,
+                converged=ledger.is_complete(i) if method.adds_up in ("steps", "principle") else None,
+                words=ledger.words(i, part=0),
+                pair_words=ledger.words(i, part=1),
+                row=each.row,
+                kind=each.kind,
+                parts=each.parts,
+                span=each.span,
+                special_score=ledger.special(i),
+            )
         )
-        for i, each in enumerate(targets)
-    ]
+    return found
 
 
 def explanation(
-    module: Explainable,
-    target: AttributionTarget,
-    *,
-    method: str,
-    baseline: str = "pad",
-    layer: str | None = None,
-    head: int | None = None,
-    samples: int | None = None,
-    seed: int = 0,
-    batch_size: int = 16,
+    module: Explainable, target: AttributionTarget, method: Method, options: Options
 ) -> tuple[Explanation, tuple[Tensor, ...]]:
     """Return what scores a target's words for any embeddings, and its own embeddings, reading by reading.
 
     Integrated gradients take a fixed number of steps, so that the scores move with the embeddings alone.
+
+    Args:
+        module: The module; in `attributing()`.
+        target: What is explained.
+        method: That of the options.
+        options: How words are credited.
     """
-    features, known = Features.of(target), METHODS[method]
-    batches = [
-        Batch(module, [reading], [features], absence=module.absence_id(baseline), rows=batch_size)
-        for reading in target.readings
-    ]
+    features = Features.of(target)
+    batches = list(_readings(module, target, options))
     layers = len(batches[0].embedding_layers)
 
     def explain(given: tuple[Tensor, ...], call: int) -> Tensor:
-        settings = Settings(2 * _FIRST_STEPS, samples, layer, seed + call, head)
+        if method.credit is None:
+            return random_scores(len(features), options.seed + call)
+        chosen = replace(options, steps=2 * options.steps, seed=options.seed + call)
         credit = torch.zeros(len(features), dtype=torch.double)
         with torch.enable_grad():
             for i, batch in enumerate(batches):
                 moved = batch.at(given[i * layers : (i + 1) * layers])
-                credit += known.credit(moved, settings)[0, : len(features)].cpu().double()
+                credit[batch.read[0]] += method.credit(moved, chosen)[0, :-1].cpu().double()
         return credit
 
     return explain, tuple(each for batch in batches for each in batch.embeddings)
 
 
-def games(
-    module: Explainable, targets: Iterable[AttributionTarget], *, baseline: str = "pad", batch_size: int = 16
-) -> Iterator[Game]:
-    """Yield what words do to each target as a game, in the order of its words; to be played in `attributing()`."""
-    absence = module.absence_id(baseline)
+def games(module: Explainable, targets: Iterable[AttributionTarget], options: Options) -> Iterator[Game]:
+    """Yield what the words that are read do to each target as a game, to be played in `attributing()`."""
     for target in targets:
-        features = Features.of(target)
-        yield Game([Batch(module, [each], [features], absence=absence, rows=batch_size) for each in target.readings])
+        yield Game(list(_readings(module, target, options)))
+
+
+def _readings(module: Explainable, target: AttributionTarget, options: Options) -> Iterator[Batch]:
+    """Yield a batch of one for each sequence in which a target is read."""
+    features, absence = Features.of(target), module.absence_id(options.baseline)
+    for each in target.readings:
+        yield Batch(module, [each], [features], absence=absence, rows=options.batch_size)
+
+
+def check_asked(texts: Sequence[Text], **of_texts: Sequence[Any] | None) -> None:
+    """Make sure that there are texts, and as many of each thing that goes with them.
+
+    Raises:
+        ConfigError: There is one text in place of a list, or there are more or fewer of something than texts.
+    """
+    check_texts(texts)
+    for name, given in of_texts.items():
+        if given is not None and len(given) != len(texts):
+            raise ConfigError(f"there are {len(texts)} texts but {len(given)} {name}", where=name)
+
+
+def by_row(attributions: Sequence[Attribution], rows: Sequence[int]) -> list[Attribution]:
+    """Return attributions of texts under the numbers that these have as rows of a split.
+
+    Warns of texts that are missing among them.
+
+    Raises:
+        UserError: There are none.
+    """
+    if not attributions:
+        raise UserError("nothing was said of these texts that could be explained", where="explain")
+    if silent := len(rows) - len({each.row for each in attributions}):
+        rank_zero_warn(f"{silent} of {len(rows)} texts are not in the report: nothing was said of them.")
+    return [replace(each, row=rows[each.row]) for each in attributions]
 
 
 class _Ledger:
@@ -250,48 +270,41 @@ class _Ledger:
     A text in windows has several readings: each is explained alone and counts with its weights.
     """
 
-    def __init__(
-        self, module: Explainable, targets: Sequence[AttributionTarget], absence: int, batch_size: int
-    ) -> None:
-        self._module, self._targets, self._absence, self._batch_size = module, targets, absence, batch_size
+    def __init__(self, module: Explainable, targets: Sequence[AttributionTarget], options: Options) -> None:
+        self._module, self._targets, self._options = module, targets, options
+        self._absence = module.absence_id(options.baseline)
         self._features = [Features.of(target) for target in targets]
         self._credit = [torch.zeros(len(features) + 1, dtype=torch.double) for features in self._features]
-        self._change = [0.0 for _ in targets]
+        self._change: dict[int, float] = {}
 
-    def fill(self, method: Method, settings: Settings, tolerance: float, max_steps: int) -> Iterable[set[int]]:
-        """Credit all words, with as many steps as each target needs; yields which are finished."""
-        waiting = set(range(len(self._targets)))
+    def fill(self, method: Method) -> Iterator[int]:
+        """Credit all words, with as many steps as each target needs; yields which target is finished."""
+        if method.credit is None:
+            yield from self._drawn()
+            return
+        waiting, options = set(range(len(self._targets))), self._options
+        options = replace(options, steps=min(options.steps, options.max_steps))
         while waiting:
-            for i in waiting:
-                self._credit[i].zero_()
-                self._change[i] = 0.0
-            for picked, batch in self._batches(waiting, max(1, self._batch_size // (2 if method.doubles else 1))):
-                credits = method.credit(batch, settings).cpu().double()
-                for i, change, credit in zip(picked, batch.change().tolist(), credits, strict=True):
-                    words = len(self._features[i])
-                    self._change[i] += change
-                    self._credit[i][:words] += credit[:words]
-                    self._credit[i][-1] += credit[-1]
-            self._check_finite(waiting)
-            last = not method.by_steps or settings.steps == max_steps
-            complete = {i for i in waiting if last or self.is_complete(i, tolerance)}
-            waiting -= complete
-            settings = replace(settings, steps=min(2 * settings.steps, max_steps))
-            yield complete
+            last = method.adds_up != "steps" or options.steps == options.max_steps
+            for target in self._credited(sorted(waiting), method, options):
+                if last or self.is_complete(target):
+                    waiting.remove(target)
+                    yield target
+            options = replace(options, steps=min(2 * options.steps, options.max_steps))
 
     def delta(self, target: int) -> float:
         """Return the sum of the target's credit less its change of score."""
         return math.fsum(self._credit[target].tolist()) - self._change[target]
 
-    def is_complete(self, target: int, tolerance: float) -> bool:
+    def is_complete(self, target: int) -> bool:
         """Return whether the credit adds up."""
-        return abs(self.delta(target)) <= tolerance * abs(self._change[target])
+        return abs(self.delta(target)) <= self._options.tolerance * abs(self._change[target])
 
     def special(self, target: int) -> float:
         """Return the credit that is no word's."""
         return float(self._credit[target][-1])
 
-    def words(self, target: int, *, part: int) -> list[Word]:
+    def words(self, target: int, *, part: Literal[0, 1]) -> list[Word]:
         """Return the words of the text (part 0) or of its pair (part 1) with their credit."""
         features = self._features[target]
         first = 0 if part == 0 else len(features.spans[0])
@@ -302,32 +315,52 @@ class _Ledger:
             for (start, end), score in zip(features.spans[part], scores, strict=True)
         ]
 
-    def _check_finite(self, targets: set[int]) -> None:
-        for i in targets:
-            if not math.isfinite(self.delta(i)):
-                raise UserError(
-                    f"the model's score of text {self._targets[i].row} (counted from 0), or its gradient, is not a"
-                    " finite number",
-                    mend="train again: weights that have diverged can't be explained",
-                )
+    def _drawn(self) -> Iterator[int]:
+        """Draw the credit of the words that are read, by a seed of the target's own."""
+        for i, target in enumerate(self._targets):
+            own = repr((target.text, target.text_pair, target.name, target.span)).encode()
+            drawn = random_scores(len(self._features[i]), zlib.crc32(own, self._options.seed & 0xFFFFFFFF))
+            read = sorted({word for each in target.readings for word in self._features[i].read(each)})
+            self._credit[i][read] = drawn[read]
+            yield i
 
-    def _batches(self, targets: set[int], rows: int) -> Iterable[tuple[list[int], Batch]]:
+    def _credited(self, targets: Sequence[int], method: Method, options: Options) -> Iterator[int]:
+        """Credit the words of some targets anew; yields each that has all of its credit."""
+        assert method.credit is not None
+        left = {i: len(self._targets[i].readings) for i in targets}
+        unknown = method.adds_up != "not" and not self._change  # else it doesn't matter, or a first round told it
+        for i in targets:
+            self._credit[i].zero_()
+        # The points of one text's path fill a batch by themselves, and need no padding to other texts.
+        together = options.steps if method.adds_up == "steps" else 2 if method.doubles else 1
+        for picked, batch in self._batches(targets, max(1, options.batch_size // together)):
+            credits = method.credit(batch, options).cpu().double()
+            changes = method.change(batch, options).tolist() if unknown else [0.0] * len(picked)
+            for i, read, credit, change in zip(picked, batch.read, credits, changes, strict=True):
+                self._credit[i][read] += credit[: len(read)]
+                self._credit[i][-1] += credit[-1]
+                self._change[i] = self._change.get(i, 0.0) + change
+                left[i] -= 1
+                if not left[i]:
+                    self._check_finite(i)
+                    yield i
+
+    def _check_finite(self, target: int) -> None:
+        if not math.isfinite(self.delta(target)):
+            raise UserError(
+                f"the model's score of text {self._targets[target].row} (counted from 0), or its gradient, is not a"
+                " finite number",
+                mend="train again: weights that have diverged can't be explained",
+            )
+
+    def _batches(self, targets: Sequence[int], rows: int) -> Iterator[tuple[list[int], Batch]]:
         """Yield readings of like length, the longest first, so that memory runs out at once or never."""
-        readings = [(i, reading) for i in sorted(targets) for reading in self._targets[i].readings]
+        readings = [(i, reading) for i in targets for reading in self._targets[i].readings]
         readings.sort(key=lambda item: [-len(ids) for ids in item[1].inputs.values()])
         for start in range(0, len(readings), rows):
             picked, some = zip(*readings[start : start + rows], strict=True)
             features = [self._features[i] for i in picked]
             yield (
                 list(picked),
-                Batch(self._module, some, features, absence=self._absence, rows=rows),
+                Batch(self._module, some, features, absence=self._absence, rows=self._options.batch_size),
             )
-
-
-def _check(texts: Sequence[Text], labels: Sequence[Label | None] | None, **numbers: int | float) -> None:
-    check_texts(texts)
-    if labels is not None and len(labels) != len(texts):
-        raise ConfigError(f"there are {len(texts)} texts but {len(labels)} labels", where="labels")
-    for name, number in numbers.items():
-        if not number > 0:
-            raise ConfigError(f"expected a number above 0, got {number}", where=name)

@@ -1,14 +1,14 @@
 """Some sequences as the methods see them: a scalar of embeddings, or of words that are there or not."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
@@ -50,6 +50,10 @@ class Features:
                 found[token] |= {first + word: weight for word, weight in share.items()}
         return found
 
+    def read(self, reading: Reading) -> list[int]:
+        """Return the numbers of the words that a sequence holds, rising: none of another window, or written later."""
+        return sorted({word for name in reading.places for token in self.membership(reading, name) for word in token})
+
 
 class Batch:
     """Some readings, padded, what is asked of them, and their words.
@@ -60,6 +64,11 @@ class Batch:
         features: The words of each.
         absence: The token whose embedding stands for a word that isn't there.
         rows: How many sequences may go through the module at once.
+
+    Attributes:
+        read: For each sequence the numbers of the words that it reads, rising: the places that these have in all
+            that follows, here called `words`.
+        words: The most words that one of them reads.
     """
 
     def __init__(
@@ -75,7 +84,8 @@ class Batch:
         self.inputs = module.pad([reading.inputs for reading in readings])
         device = self.inputs["input_ids"].device
         self.weights, self.targets = pad_terms(readings, device)
-        self.words = max(map(len, features))
+        self.read = [words.read(reading) for reading, words in zip(readings, features, strict=True)]
+        self.words = max(map(len, self.read))
         self._memberships = {name: self._membership(name).to(device) for name in readings[0].places}
 
     def __len__(self) -> int:
@@ -106,11 +116,6 @@ class Batch:
         found = self._look_up({**self.inputs, **absent})
         return tuple(found[layer][1] for layer in self.embedding_layers)
 
-    @property
-    def heard(self) -> Bool[Tensor, "batch words"]:
-        """Which words the model reads: not those that another window has, or that are written later."""
-        return torch.stack([(each > 0).any(1) for each in self._memberships.values()]).any(0).cpu()
-
     @cached_property
     def memberships(self) -> tuple[Float[Tensor, "batch _ words"], ...]:
         """For each embedding layer, the share that each token which it reads has in each word."""
@@ -124,7 +129,7 @@ class Batch:
         """
         replaced = dict(zip(self.embedding_layers, given, strict=False))
         weights, targets, *inputs = given[len(replaced) :]
-        with _hooked(replaced, _exchange(replaced)):
+        with _hooked(replaced, lambda layer, _: replaced[layer]):
             outputs = self.module(**dict(zip(self.inputs, inputs, strict=True)))
         return weighted(self.module.score, outputs, weights, targets)
 
@@ -134,17 +139,32 @@ class Batch:
         full, empty = (self.score_at(*each, *self.fixed).cpu().double() for each in (self.embeddings, self.baselines))
         return full - empty
 
+    @torch.no_grad()
+    def change_by(self, layer: nn.Module) -> Float[Tensor, " batch"]:
+        """Return the score less the score where a layer gives what it gives without any word, in float64."""
+        blank: list[Any] = []
+        with _hooked([layer], lambda _, output: blank.append(output)):
+            self.score_at(*self.baselines, *self.fixed)
+        full = self.score_at(*self.embeddings, *self.fixed).cpu().double()
+        with _hooked([layer], lambda _layer, _output: blank[0]):
+            return full - self.score_at(*self.embeddings, *self.fixed).cpu().double()
+
+    @torch.no_grad()
+    def outputs_of(self, layer: nn.Module) -> Tensor | None:
+        """Return what a layer gives for the texts, of several tensors the first; None where it isn't tensors."""
+        given: list[Any] = []
+        with _hooked([layer], lambda _, output: given.append(output)):
+            self.score_at(*self.embeddings, *self.fixed)
+        outputs = given[0] if given and isinstance(given[0], tuple) else tuple(given[:1])
+        return outputs[0] if outputs and all(isinstance(each, Tensor) for each in outputs) else None
+
     def per_word(self, credits: Sequence[Float[Tensor, "batch _"]]) -> Float[Tensor, "batch words_and_rest"]:
         """Add the credit of tokens up to that of words; in a last column what special tokens have."""
         return torch.stack(list(map(_per_word, credits, self.memberships))).sum(0)
 
-    def per_word_of(self, layer: str, credit: Float[Tensor, "batch tokens"]) -> Float[Tensor, "batch words_and_rest"]:
-        """Add up credit at the outputs of another layer, which stand where the tokens do that it reads."""
-        # Where there are two embedding layers, the second is the decoder's.
-        membership = self.memberships[-1 if "decoder" in layer.split(".") else 0]
-        if credit.shape[1] != membership.shape[1]:
-            raise ValueError(f"{layer} gives {credit.shape[1]} places for {membership.shape[1]} tokens")
-        return _per_word(credit, membership)
+    def per_word_of(self, half: int, credit: Float[Tensor, "batch tokens"]) -> Float[Tensor, "batch words_and_rest"]:
+        """Add up credit at the outputs of another layer, which stand where the tokens of an embedding layer do."""
+        return _per_word(credit, self.memberships[half])
 
     def at(self, embeddings: tuple[Float[Tensor, "batch _ hidden"], ...]) -> "Batch":
         """Return the same texts with other embeddings."""
@@ -153,18 +173,36 @@ class Batch:
         return found
 
     def game(self, row: int) -> "Game":
-        """Return one of the sequences, without padding, as a game of its words."""
+        """Return one of the sequences, without padding, as a game of the words that it reads."""
         if len(self) == 1:
             return Game([self])
         reading, features = self.readings[row], self.features[row]
         return Game([Batch(self.module, [reading], [features], absence=self.absence, rows=self.rows)])
 
+    def outputs(self, keep: Float[Tensor, "coalitions words"], generator: torch.Generator | None = None) -> Any:
+        """Run the one sequence of a batch for each coalition of its words; with a generator, blank single elements."""
+        replaced = {}
+        for layer, full, empty, membership in zip(
+            self.embedding_layers, self.embeddings, self.baselines, self.memberships, strict=True
+        ):
+            stays = 1 - membership.sum(2) + keep.to(membership) @ membership[0].T
+            share = stays.unsqueeze(2).to(full.dtype)
+            if generator is not None:
+                drawn = torch.rand(*stays.shape, full.shape[2], generator=generator).to(full.device)
+                share = (drawn < stays.unsqueeze(2)).to(full.dtype)
+            # Where all of a word stays, its embedding is the very same.
+            replaced[layer] = torch.where(share == 1, full, empty + share * (full - empty))
+        inputs = {name: tensor.expand(len(keep), *tensor.shape[1:]) for name, tensor in self.inputs.items()}
+        with _hooked(replaced, lambda layer, _: replaced[layer]):
+            return self.module(**inputs)
+
     def _membership(self, name: str) -> Float[Tensor, "batch tokens words"]:
         found = torch.zeros(len(self.readings), self.inputs[name].shape[1], self.words)
         for row, (reading, features) in enumerate(zip(self.readings, self.features, strict=True)):
+            place = {word: i for i, word in enumerate(self.read[row])}
             for token, share in enumerate(features.membership(reading, name)):
                 for word, weight in share.items():
-                    found[row, token, word] = weight
+                    found[row, token, place[word]] = weight
         return found
 
     def _membership_of(
@@ -189,12 +227,20 @@ class Batch:
         """Return for each embedding layer the ids that it reads and the embeddings that it gives."""
         seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
-        def remember(layer: nn.Module, ids: Tensor, output: Tensor) -> None:
-            seen[layer] = ids, output
+        def remember(layer: nn.Module, read: tuple[Tensor, ...], output: Tensor) -> None:
+            seen[layer] = read[0], output
+            if len(seen) == len(self.embedding_layers):
+                raise _AllSeen
 
-        with _hooked(self.embedding_layers, remember):
+        with ExitStack() as stack, suppress(_AllSeen):
+            for layer in self.embedding_layers:
+                stack.callback(layer.register_forward_hook(remember).remove)
             self.module(**inputs)
         return seen
+
+
+class _AllSeen(Exception):
+    """No more of a forward pass is needed."""
 
 
 class Game:
@@ -202,76 +248,59 @@ class Game:
 
     Args:
         readings: A batch of one sequence for each in which the text is read.
-        played: The numbers of the words that may be blanked; the others stay. None: all.
+
+    Attributes:
+        played: The numbers of the words that some reading holds, rising: the players.
+        words: How many they are.
     """
 
-    def __init__(self, readings: Sequence[Batch], played: Int[Tensor, " words"] | None = None) -> None:
-        self.readings, self._words = readings, played
-        self.words = readings[0].words if played is None else len(played)
-
-    def of(self, words: Int[Tensor, " words"]) -> "Game":
-        """Return the game of some of the words."""
-        return Game(self.readings, words)
+    def __init__(self, readings: Sequence[Batch]) -> None:
+        self.readings = readings
+        self.played = sorted({word for batch in readings for word in batch.read[0]})
+        self.words = len(self.played)
+        place = {word: i for i, word in enumerate(self.played)}
+        self._own = [[place[word] for word in batch.read[0]] for batch in readings]
 
     def score(self, keep: Float[Tensor, "coalitions words"]) -> Float[Tensor, " coalitions"]:
         """Return the scalar that is explained, where each word stays by its share of 1."""
-        return torch.stack([_played(batch, self._all(keep), _terms_of(batch)) for batch in self.readings]).sum(0)
+
+        def said(outputs: list[Any], rows: int) -> Float[Tensor, " rows"]:
+            of_readings = [
+                weighted(batch.module.score, each, batch.weights.expand(rows, -1), batch.targets.expand(rows, -1, -1))
+                for batch, each in zip(self.readings, outputs, strict=True)
+            ]
+            return torch.stack(of_readings).sum(0)
+
+        return self._play(keep, said)
 
     def log_probability(self, keep: Float[Tensor, "coalitions words"]) -> Float[Tensor, " coalitions"]:
-        """Return the log probability of the target in nats; of a text in windows, the mean over them."""
-        return torch.stack([_played(batch, self._all(keep), _probability_of(batch)) for batch in self.readings]).mean(0)
+        """Return the log probability of the target in nats, by the mean of what the module gives for each window."""
+        return self._play(keep, self._log_probability)
 
     def soft_log_probability(
         self, retain: Float[Tensor, "samples words"], generator: torch.Generator
     ) -> Float[Tensor, " samples"]:
         """Return the same where each element of a word's embeddings stays with the word's probability."""
-        found = [_played(batch, self._all(retain), _probability_of(batch), generator) for batch in self.readings]
-        return torch.stack(found).mean(0)
+        return self._play(retain, self._log_probability, generator)
 
-    def _all(self, keep: Float[Tensor, "coalitions played"]) -> Float[Tensor, "coalitions words"]:
-        """Return coalitions of all words, of which those that aren't played stay."""
-        if self._words is None:
-            return keep
-        stays = keep.new_ones(len(keep), self.readings[0].words)
-        stays[:, self._words] = keep
-        return stays
+    def _log_probability(self, outputs: list[Any], rows: int) -> Float[Tensor, " rows"]:
+        batch, pooled = self.readings[0], outputs[0] if len(outputs) == 1 else torch.stack(outputs).mean(0)
+        return batch.module.log_probability(pooled, _target(batch.targets[:, 0].expand(rows, -1)))
 
-
-Read = Callable[[Any, int], Float[Tensor, " rows"]]
-
-
-def _terms_of(batch: Batch) -> Read:
-    return lambda outputs, rows: weighted(
-        batch.module.score, outputs, batch.weights.expand(rows, -1), batch.targets.expand(rows, -1, -1)
-    )
-
-
-def _probability_of(batch: Batch) -> Read:
-    return lambda outputs, rows: batch.module.log_probability(outputs, _target(batch.targets[:, 0].expand(rows, -1)))
-
-
-@torch.no_grad()
-def _played(
-    batch: Batch, keep: Float[Tensor, "coalitions words"], read: Read, generator: torch.Generator | None = None
-) -> Float[Tensor, " coalitions"]:
-    """Run one sequence once for each coalition, at most `rows` at a time; with a generator, blank single elements."""
-    found = []
-    for some in keep.to(batch.weights).split(batch.rows):
-        replaced = {}
-        for layer, full, empty, membership in zip(
-            batch.embedding_layers, batch.embeddings, batch.baselines, batch.memberships, strict=True
-        ):
-            stays = 1 - membership.sum(2) + some @ membership[0].T
-            share = stays.unsqueeze(2).to(full.dtype)
-            if generator is not None:
-                drawn = torch.rand(*stays.shape, full.shape[2], generator=generator).to(full.device)
-                share = (drawn < stays.unsqueeze(2)).to(full.dtype)
-            # Where all of a word stays, its embedding is the very same.
-            replaced[layer] = torch.where(share == 1, full, empty + share * (full - empty))
-        inputs = {name: tensor.expand(len(some), *tensor.shape[1:]) for name, tensor in batch.inputs.items()}
-        with _hooked(replaced, _exchange(replaced)):
-            found.append(read(batch.module(**inputs), len(some)).cpu().double())
-    return torch.cat(found)
+    @torch.no_grad()
+    def _play(
+        self,
+        keep: Float[Tensor, "coalitions words"],
+        said: Callable[[list[Any], int], Float[Tensor, " rows"]],
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, " coalitions"]:
+        """Run all readings for each coalition, at most `rows` sequences at a time."""
+        found = []
+        for some in keep.split(self.readings[0].rows):
+            of_each = zip(self.readings, self._own, strict=True)
+            outputs = [batch.outputs(some[:, own], generator) for batch, own in of_each]
+            found.append(said(outputs, len(some)).cpu().double())
+        return torch.cat(found)
 
 
 def pad_terms(
@@ -309,18 +338,11 @@ def _per_word(
     return torch.cat([words, rest], dim=1)
 
 
-Hook = Callable[[nn.Module, Tensor, Tensor], Tensor | None]
-
-
-def _exchange(outputs: dict[nn.Module, Tensor]) -> Hook:
-    return lambda layer, _read, _output: outputs[layer]
-
-
 @contextmanager
-def _hooked(layers: Iterable[nn.Module], hook: Hook) -> Iterator[None]:
-    """Call `hook(layer, input, output)` after each layer; what it returns replaces the output."""
+def _hooked(layers: Iterable[nn.Module], hook: Callable[[nn.Module, Any], Any]) -> Iterator[None]:
+    """Call `hook(layer, output)` after each layer; what it returns replaces the output, unless it is None."""
     with ExitStack() as stack:
         for layer in layers:
-            handle = layer.register_forward_hook(lambda layer, args, output: hook(layer, args[0], output))
+            handle = layer.register_forward_hook(lambda layer, _, output: hook(layer, output))
             stack.callback(handle.remove)
         yield

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from lit_nlp.errors import ConfigError, known_name
-from lit_nlp.explain.attribution import Attribution, credited, explanation, games, targets_of
+from lit_nlp.errors import ConfigError
+from lit_nlp.explain.attribution import ALL, Attribution, check_asked, credited, explanation, games, targets_of
 from lit_nlp.explain.explainable import Explainable
 from lit_nlp.explain.faithfulness import (
     METRICS,
@@ -20,12 +20,13 @@ from lit_nlp.explain.faithfulness import (
     faithfulness,
     max_sensitivity,
 )
-from lit_nlp.explain.methods import METHODS
+from lit_nlp.explain.methods import methods_of
+from lit_nlp.explain.options import Options
 from lit_nlp.explain.rationales import Rationale
+from lit_nlp.targets import Label
 from lit_nlp.tokenization import Text
 
 _CURVES = ("deletion", "insertion")
-_OF_EXPLANATION = ("baseline", "layer", "head", "samples", "seed", "batch_size")
 _GRID = torch.linspace(0, 1, 11, dtype=torch.double)
 
 
@@ -37,12 +38,9 @@ def compare_methods(
     target: str | None = None,
     contrast: str | None = None,
     outputs: Sequence[str] | None = None,
-    baseline: str = "pad",
-    batch_size: int = 16,
-    seed: int = 0,
+    labels: Sequence[Label | None] | None = None,
     sensitivity: bool = False,
     rationales: Sequence[Rationale | None] | None = None,
-    progress: bool = False,
     **options: Any,
 ) -> tuple[list[Attribution], Comparison, dict[str, Any]]:
     """Explain texts by several methods, and measure each beside random scores.
@@ -51,51 +49,52 @@ def compare_methods(
         module: The module to explain.
         texts: Texts, or pairs of texts.
         methods: Names in `METHODS`; random scores stand beside them.
-        target: As for `attribute`, and so are the others.
+        target: As for `attribute`, but one.
         contrast: Explained with the target; the figures are of the target's own probability.
         outputs: What is taken as written.
-        baseline: The special token that stands for a word that isn't there, in methods and figures alike.
-        batch_size: The sequences that go through the module at once.
-        seed: What methods and figures draw by.
+        labels: The gold labels, to be shown beside the predictions.
         sensitivity: Measure max-sensitivity, too: it takes eleven explanations of each text.
         rationales: Which words of each text people marked, where they did: what plausibility is measured by.
-        progress: Show a bar that counts what is finished.
-        options: More arguments of `attribute`.
+        options: Those of `Options`, for all methods alike; figures are taken with the same `baseline` and `seed`.
 
     Returns:
         The attributions, method by method; how the methods compare; and the same as `write_report` draws it.
 
     Raises:
-        ConfigError: A method stands twice, or is unknown; or the module gives numbers, which have no probability.
+        ConfigError: A method stands twice, or is unknown; an option is out of range or without a use for any of them;
+            or the module gives numbers, which have no probability.
     """
-    if rationales is not None and len(rationales) != len(texts):
-        raise ConfigError(f"there are {len(texts)} texts but {len(rationales)} rationales", where="rationales")
-    for method in methods:
-        known_name(method, METHODS, "method")
     if len(set(methods)) < len(methods):
         raise ConfigError(f"a method stands twice in {', '.join(methods)}", where="methods")
+    if not (target is None or (isinstance(target, str) and target != ALL)):
+        raise ConfigError("methods are compared on one target", where="target", mend="name one")
+    chosen, names = Options(**options), [*(name for name in methods if name != RANDOM), RANDOM]
+    known = dict(zip(names, methods_of(names, chosen), strict=True))
+    check_asked(texts, labels=labels, rationales=rationales)
     with module.attributing():
-        targets = targets_of(module, texts, target=target, contrast=contrast, outputs=outputs, batch_size=batch_size)
+        asked: dict[str, Any] = {"contrast": contrast, "outputs": outputs, "batch_size": chosen.batch_size}
+        targets = targets_of(module, texts, target=target, **asked)
         if any(each.probability is None for each in targets):
             raise ConfigError("methods are compared by probabilities, which a score has none of", where="methods")
-        shared = {**options, "baseline": baseline, "batch_size": batch_size, "seed": seed, "progress": progress}
-        found = {method: credited(module, targets, method=method, **shared) for method in [*methods, RANDOM]}
-        results: dict[str, list[Faithfulness | None]] = {method: [] for method in found}
-        played = games(module, targets, baseline=baseline, batch_size=batch_size)
-        bar = tqdm(played, total=len(targets), disable=not progress, desc="measuring", unit="target")
+        of_each = {name: replace(chosen, method=name) for name in names}
+        found = {name: credited(module, targets, known[name], of_each[name], labels=labels) for name in names}
+        results: dict[str, list[Faithfulness | None]] = {name: [] for name in names}
+        played = games(module, targets, chosen)
+        bar = tqdm(played, total=len(targets), disable=not chosen.progress, desc="measuring", unit="target")
         for i, game in enumerate(bar):
             remembered = Remembered(game)
             marked = rationales[targets[i].row] if rationales is not None else None
-            for method, attributions in found.items():
-                rationale = None if marked is None else marked.words_of(attributions[i])
-                measured = faithfulness(remembered, _scores(attributions[i]), rationale=rationale, seed=seed)
+            for name, attributions in found.items():
+                rationale = None if marked is None else marked.words_of(attributions[i])[game.played]
+                scores = _scores(attributions[i])[game.played]
+                measured = faithfulness(remembered, scores, rationale=rationale, seed=chosen.seed)
                 if measured is not None and sensitivity:
-                    chosen = {name: shared[name] for name in _OF_EXPLANATION if name in shared}
-                    explain, embeddings = explanation(module, targets[i], method=method, **chosen)
-                    measured = replace(measured, max_sensitivity=max_sensitivity(explain, embeddings, seed=seed))
-                results[method].append(measured)
-    comparison = compare(results, texts=[target.row for target in targets], seed=seed)
-    return [each for method in found for each in found[method]], comparison, drawn(comparison, results)
+                    explain, embeddings = explanation(module, targets[i], known[name], of_each[name])
+                    moves = max_sensitivity(explain, embeddings, seed=chosen.seed)
+                    measured = replace(measured, max_sensitivity=moves)
+                results[name].append(measured)
+    comparison = compare(results, texts=[target.row for target in targets], seed=chosen.seed)
+    return [each for name in names for each in found[name]], comparison, drawn(comparison, results)
 
 
 def drawn(comparison: Comparison, results: Mapping[str, Sequence[Faithfulness | None]]) -> dict[str, Any]:

@@ -37,6 +37,9 @@ class Explainable(Protocol):
             batch_size: Sequences that are run at once.
         """
 
+    def target_choices(self) -> list[tuple[str | None, str | None]]:
+        """Return the targets of any text between which a reader may want to switch, each with its contrast."""
+
     def pad(self, sequences: Sequence[Tokens]) -> dict[str, Int[Tensor, "batch tokens"]]:
         """Return a batch on the module's device, padded on the right."""
 

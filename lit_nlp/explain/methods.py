@@ -2,11 +2,11 @@
 
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import isgeneratorfunction
-from typing import Any
+from typing import Any, Literal
 
 import captum.attr as ca
 import numpy as np
@@ -15,92 +15,88 @@ from captum._utils.models.linear_model import SkLearnLinearRegression
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lit_nlp.errors import ConfigError, did_you_mean
+from lit_nlp.errors import ConfigError, did_you_mean, known_name
 from lit_nlp.explain.attention import raw, rollout
 from lit_nlp.explain.batch import Batch, Game
+from lit_nlp.explain.options import Options
 
 Credit = Float[Tensor, "batch words_and_rest"]
 
+RANDOM = "random"
 _FEW_WORDS = 8
 _ORDERS = 50
 _POINTS = 256
 _OCCLUDED = 2
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How much work a method does, and what it draws by.
-
-    Attributes:
-        steps: Points of the path of integrated gradients.
-        samples: Draws of the methods that sample; None: what gives stable results for the words of the text.
-        layer: The layer of `layer_integrated_gradients` and `attention`.
-        head: The head of `attention`; None: the mean over all.
-        seed: What random numbers begin with, in each text anew, so that a text's result is its own.
-    """
-
-    steps: int
-    samples: int | None
-    layer: str | None
-    seed: int
-    head: int | None = None
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Method:
     """How words are credited.
 
     Attributes:
-        credit: A batch and settings in, the credit of each word out, and in a last column that of special tokens.
-        complete: Whether the credits are to add up to the change of the score.
-        by_steps: Whether they do so the better the more steps are taken.
+        credit: A batch and options in, the credit of each word out, and in a last column that of special tokens.
+            None: the scores are drawn, without a look at the module.
         about: What the scores mean, for readers.
+        adds_up: Whether the credits add up to the change of the score: the better the more `steps` are taken; by
+            `construction`, whatever they are worth; in `principle`, as far as the method holds; or `not` at all.
+        change: That change, where it isn't the one from the text without any word to the text.
+        takes: The names of the options that only some methods have a use for.
         doubles: Whether text and baseline go through the module together, and so take twice the room.
     """
 
-    credit: Callable[[Batch, Settings], Credit]
-    complete: bool
+    credit: Callable[[Batch, Options], Credit] | None
     about: str
-    by_steps: bool = False
+    adds_up: Literal["steps", "construction", "principle", "not"] = "not"
+    change: Callable[[Batch, Options], Float[Tensor, " batch"]] = lambda batch, _: batch.change()
+    takes: frozenset[str] = frozenset()
     doubles: bool = False
 
 
 # Gradients
 
 
-def saliency(batch: Batch, settings: Settings) -> Credit:
+def saliency(batch: Batch, options: Options) -> Credit:
     """The absolute gradient of the score by each embedding, summed (Simonyan et al. 2014)."""
     return _at_embeddings(batch, ca.Saliency(batch.score_at))
 
 
-def input_x_gradient(batch: Batch, settings: Settings) -> Credit:
+def input_x_gradient(batch: Batch, options: Options) -> Credit:
     """Each embedding times its gradient (Shrikumar et al. 2016)."""
     return _at_embeddings(batch, ca.InputXGradient(batch.score_at))
 
 
-def integrated_gradients(batch: Batch, settings: Settings) -> Credit:
+def integrated_gradients(batch: Batch, options: Options) -> Credit:
     """Gradients of the score integrated along the line from the baseline's embeddings to the text's.
 
     Sundararajan et al. 2017, "Axiomatic Attribution for Deep Networks", equation 1, by Gauss-Legendre
     quadrature: the trapezoid rule is incomplete in Captum even on a linear model.
     """
     return _at_embeddings(
-        batch, ca.IntegratedGradients(batch.score_at), baselines=batch.baselines, **_path(batch, settings)
+        batch, ca.IntegratedGradients(batch.score_at), baselines=batch.baselines, **_path(batch, options)
     )
 
 
-def layer_integrated_gradients(batch: Batch, settings: Settings) -> Credit:
-    """Gradients integrated along the line between a layer's outputs for the baseline and for the text."""
-    layer = _layer(batch, settings.layer)
+def layer_integrated_gradients(batch: Batch, options: Options) -> Credit:
+    """Gradients integrated along the line between a layer's outputs for the baseline and for the text.
+
+    All else that the model reads stays the text's: the scores add up to what the layer's outputs change.
+    """
+    layer, half = _layer(batch, options.layer or "")
     method = ca.LayerIntegratedGradients(batch.score_at, layer)
     found: Any = method.attribute(
-        batch.embeddings, baselines=batch.baselines, additional_forward_args=batch.fixed, **_path(batch, settings)
+        batch.embeddings, baselines=batch.baselines, additional_forward_args=batch.fixed, **_path(batch, options)
     )
     credit = found[0] if isinstance(found, tuple) else found
-    return batch.per_word_of(str(settings.layer), credit.sum(-1)).detach()
+    return batch.per_word_of(half, credit.sum(-1)).detach()
 
 
-def deep_lift(batch: Batch, settings: Settings) -> Credit:
+def _change_by_layer(batch: Batch, options: Options) -> Float[Tensor, " batch"]:
+    """Return the score less the score where a layer gives what it gives for the baseline."""
+    layer, _ = _layer(batch, options.layer or "")
+    return batch.change_by(layer)
+
+
+def deep_lift(batch: Batch, options: Options) -> Credit:
     """Differences to the baseline, passed back by DeepLIFT's rules where the model has modules that Captum knows.
 
     Shrikumar et al. 2017, "Learning Important Features Through Propagating Activation Differences". Elsewhere, as
@@ -111,15 +107,15 @@ def deep_lift(batch: Batch, settings: Settings) -> Credit:
         return _at_embeddings(batch, ca.DeepLift(_Scored(batch)), baselines=batch.baselines)
 
 
-def gradient_shap(batch: Batch, settings: Settings) -> Credit:
+def gradient_shap(batch: Batch, options: Options) -> Credit:
     """Gradients at random points between baseline and text, times their difference (Lundberg and Lee 2017)."""
     found = []
-    samples = settings.samples or _POINTS
+    samples = options.samples or _POINTS
     for row in range(len(batch)):
         alone = batch.game(row).readings[0]
         method = ca.GradientShap(alone.score_at)
         sizes = [min(batch.rows, samples - done) for done in range(0, samples, batch.rows)]
-        with _seeded(alone, settings.seed):
+        with _seeded(alone, options.seed):
             # The points are drawn one after the other, so that they are the same however many go together.
             means = [_at_embeddings(alone, method, baselines=alone.baselines, n_samples=size)[0] for size in sizes]
         weights = torch.tensor(sizes, dtype=means[0].dtype, device=means[0].device) / samples
@@ -130,32 +126,32 @@ def gradient_shap(batch: Batch, settings: Settings) -> Credit:
 # Attention
 
 
-def attention_rollout(batch: Batch, settings: Settings) -> Credit:
+def attention_rollout(batch: Batch, options: Options) -> Credit:
     """How attention passes from layer to layer from each word to where the score is read: `attention.rollout`."""
     return rollout(batch)
 
 
-def attention(batch: Batch, settings: Settings) -> Credit:
+def attention(batch: Batch, options: Options) -> Credit:
     """Where one layer's heads look, or one of them: `attention.raw`."""
-    return raw(batch, settings.layer, settings.head)
+    return raw(batch, options.layer, options.head)
 
 
 # Words that are there or not
 
 
-def feature_ablation(game: Game, settings: Settings) -> Float[Tensor, " words"]:
+def feature_ablation(game: Game, options: Options) -> Float[Tensor, " words"]:
     """What the score loses without each word alone."""
     return _of_words(game, ca.FeatureAblation(game.score), perturbations_per_eval=game.readings[0].rows)
 
 
-def occlusion(game: Game, settings: Settings) -> Float[Tensor, " words"]:
+def occlusion(game: Game, options: Options) -> Float[Tensor, " words"]:
     """What the score loses without each word and its neighbour, the mean over both (Zeiler and Fergus 2014)."""
     window = (min(_OCCLUDED, game.words),)
     rows = game.readings[0].rows
     return _of_words(game, ca.Occlusion(game.score), sliding_window_shapes=window, perturbations_per_eval=rows)
 
 
-def shapley_value_sampling(game: Game, settings: Settings) -> Float[Tensor, " words"]:
+def shapley_value_sampling(game: Game, options: Options) -> Float[Tensor, " words"]:
     """What each word adds to those before it, the mean over random orders (Castro et al. 2009).
 
     Each order is taken forwards and backwards: what two words do together then cancels out of the error (Mitchell et
@@ -164,92 +160,123 @@ def shapley_value_sampling(game: Game, settings: Settings) -> Float[Tensor, " wo
     method = ca.ShapleyValueSampling(game.score)
     method.permutation_generator = _forwards_and_backwards
     rows = game.readings[0].rows
-    return _of_words(game, method, n_samples=settings.samples or _ORDERS, perturbations_per_eval=rows)
+    return _of_words(game, method, n_samples=options.samples or _ORDERS, perturbations_per_eval=rows)
 
 
-def kernel_shap(game: Game, settings: Settings) -> Float[Tensor, " words"]:
+def kernel_shap(game: Game, options: Options) -> Float[Tensor, " words"]:
     """Shapley values by a weighted regression over random coalitions (Lundberg and Lee 2017).
 
     Each coalition is followed by its complement (Covert and Lee 2021, "Improving KernelSHAP", section 3.2).
     """
     if game.words < 2:
-        return feature_ablation(game, settings)
+        return feature_ablation(game, options)
     method = ca.KernelShap(game.score)
     method.perturb_func = _with_complements(method.perturb_func)
-    return _of_words(game, method, **_draws(game, settings))
+    return _of_words(game, method, **_draws(game, options))
 
 
-def lime(game: Game, settings: Settings) -> Float[Tensor, " words"]:
+def lime(game: Game, options: Options) -> Float[Tensor, " words"]:
     """The weights of a linear model fitted around the text (Ribeiro et al. 2016), by least squares, unpenalised.
 
     Texts are drawn with their complements, as for `kernel_shap`.
     """
     method = ca.Lime(game.score, interpretable_model=SkLearnLinearRegression())
     method.perturb_func = _with_complements(method.perturb_func)
-    return _of_words(game, method, **_draws(game, settings))
+    return _of_words(game, method, **_draws(game, options))
 
 
-def random(batch: Batch, settings: Settings) -> Credit:
-    """Scores drawn at random: what any other method has to beat."""
-    found = []
-    for row in range(len(batch)):
-        with _seeded(batch.game(row).readings[0], settings.seed):
-            drawn = torch.randn(len(batch.features[row]))
-            found.append(_widened(torch.cat([drawn, torch.zeros(1)]), batch.words))
-    heard = torch.cat([batch.heard, torch.zeros(len(batch), 1, dtype=torch.bool)], dim=1)
-    return torch.stack(found).where(heard, 0.0)
-
-
-def _by_game(play: Callable[[Game, Settings], Float[Tensor, " words"]]) -> Callable[[Batch, Settings], Credit]:
+def _by_game(play: Callable[[Game, Options], Float[Tensor, " words"]]) -> Callable[[Batch, Options], Credit]:
     """Let a method that takes one game take a batch."""
 
-    def credit(batch: Batch, settings: Settings) -> Credit:
-        found = []
+    def credit(batch: Batch, options: Options) -> Credit:
+        found = torch.zeros(len(batch), batch.words + 1)
         for row in range(len(batch)):
-            game, heard = batch.game(row), batch.heard[row].nonzero()[:, 0]
-            credit = torch.zeros(batch.words + 1)
-            if len(heard):
-                with _seeded(game.readings[0], settings.seed):
-                    credit[heard] = play(game.of(heard), settings).float()
-            found.append(credit)
-        return torch.stack(found)
+            game = batch.game(row)
+            if game.words:
+                with _seeded(game.readings[0], options.seed):
+                    found[row, : game.words] = play(game, options).float()
+        return found
 
     return credit
 
 
+_SAMPLES, _LAYER, _HEAD = frozenset({"samples"}), frozenset({"layer"}), frozenset({"head"})
+
 METHODS: dict[str, Method] = {
     "integrated_gradients": Method(
-        integrated_gradients,
-        True,
-        "How far each word moves the score on the way from a blank text to this one.",
-        by_steps=True,
+        credit=integrated_gradients,
+        about="How far each word moves the score on the way from a blank text to this one.",
+        adds_up="steps",
     ),
     "layer_integrated_gradients": Method(
-        layer_integrated_gradients, True, "The same, for what a deeper layer makes of each word.", by_steps=True
+        credit=layer_integrated_gradients,
+        about="How far what a deeper layer makes of each word moves the score, on the way from what it makes of none.",
+        adds_up="steps",
+        change=_change_by_layer,
+        takes=_LAYER,
     ),
-    "saliency": Method(saliency, False, "How much the score would react to a small change of each word; unsigned."),
-    "input_x_gradient": Method(input_x_gradient, False, "Each word times the score's reaction to it."),
-    "deep_lift": Method(deep_lift, True, "The difference to a blank text, passed back layer by layer.", doubles=True),
-    "gradient_shap": Method(gradient_shap, True, "Integrated gradients at random points of the way."),
-    "feature_ablation": Method(_by_game(feature_ablation), False, "What the score loses without the word."),
-    "occlusion": Method(_by_game(occlusion), False, "What the score loses without the word and its neighbour."),
+    "saliency": Method(
+        credit=saliency, about="How much the score would react to a small change of each word; unsigned."
+    ),
+    "input_x_gradient": Method(credit=input_x_gradient, about="Each word times the score's reaction to it."),
+    "deep_lift": Method(
+        credit=deep_lift,
+        about="The difference to a blank text, passed back layer by layer.",
+        adds_up="principle",
+        doubles=True,
+    ),
+    "gradient_shap": Method(
+        credit=gradient_shap,
+        about="Integrated gradients at random points of the way.",
+        adds_up="principle",
+        takes=_SAMPLES,
+    ),
+    "feature_ablation": Method(credit=_by_game(feature_ablation), about="What the score loses without the word."),
+    "occlusion": Method(credit=_by_game(occlusion), about="What the score loses without the word and its neighbour."),
     "shapley_value_sampling": Method(
-        _by_game(shapley_value_sampling), True, "The word's fair share of the score, the mean over random orders."
+        credit=_by_game(shapley_value_sampling),
+        about="The word's fair share of the score, the mean over random orders.",
+        adds_up="construction",
+        takes=_SAMPLES,
     ),
-    "kernel_shap": Method(_by_game(kernel_shap), True, "The word's fair share of the score, by a regression."),
-    "lime": Method(_by_game(lime), False, "The word's weight in a simple model around this text."),
+    "kernel_shap": Method(
+        credit=_by_game(kernel_shap),
+        about="The word's fair share of the score, by a regression.",
+        adds_up="construction",
+        takes=_SAMPLES,
+    ),
+    "lime": Method(
+        credit=_by_game(lime), about="The word's weight in a simple model around this text.", takes=_SAMPLES
+    ),
     "attention_rollout": Method(
-        attention_rollout,
-        False,
-        "Where attention goes, not what it carries: a look inside, and no explanation by itself.",
+        credit=attention_rollout,
+        about="Where attention goes, not what it carries: a look inside, and no explanation by itself.",
     ),
     "attention": Method(
-        attention,
-        False,
-        "Where one layer's attention looks, not what it carries: a look inside, and no explanation by itself.",
+        credit=attention,
+        about="Where one layer's attention looks, not what it carries: a look inside, and no explanation by itself.",
+        takes=_LAYER | _HEAD,
     ),
-    "random": Method(random, False, "Drawn at random: no explanation, but the floor for all others."),
+    RANDOM: Method(credit=None, about="Drawn at random: no explanation, but the floor for all others."),
 }
+
+
+def methods_of(names: Sequence[str], options: Options) -> list[Method]:
+    """Return methods by their names.
+
+    Raises:
+        ConfigError: There is no such method, or an option is missing, or none of them has a use for it.
+    """
+    found = [METHODS[known_name(name, METHODS, "method")] for name in names]
+    if options.layer is None and "layer_integrated_gradients" in names:
+        mend = "name one, such as model.bert.encoder.layer.3"
+        raise ConfigError("layer_integrated_gradients needs a layer", where="layer", mend=mend)
+    for option in sorted(_LAYER | _HEAD | _SAMPLES):
+        if getattr(options, option) is not None and not any(option in method.takes for method in found):
+            such = [name for name, method in METHODS.items() if option in method.takes]
+            problem = f"{' and '.join(names)} has no use for {option}"
+            raise ConfigError(problem, where=option, mend=f"leave it out, or choose {' or '.join(such)}")
+    return found
 
 
 def _at_embeddings(batch: Batch, captum: Any, **options: Any) -> Credit:
@@ -259,8 +286,8 @@ def _at_embeddings(batch: Batch, captum: Any, **options: Any) -> Credit:
     return batch.per_word([credit.sum(-1) for credit in found]).detach()
 
 
-def _path(batch: Batch, settings: Settings) -> dict[str, Any]:
-    return {"n_steps": settings.steps, "method": "gausslegendre", "internal_batch_size": batch.rows}
+def _path(batch: Batch, options: Options) -> dict[str, Any]:
+    return {"n_steps": options.steps, "method": "gausslegendre", "internal_batch_size": batch.rows}
 
 
 def _of_words(game: Game, captum: Any, **options: Any) -> Float[Tensor, " words"]:
@@ -297,10 +324,10 @@ def _with_complements(draw: Callable[..., Any]) -> Callable[..., Tensor]:
     return drawn
 
 
-def _draws(game: Game, settings: Settings) -> dict[str, int]:
+def _draws(game: Game, options: Options) -> dict[str, int]:
     """Return enough coalitions for least squares to be stable."""
     enough = 2**_FEW_WORDS if game.words <= _FEW_WORDS else max(2**_FEW_WORDS, 24 * game.words)
-    return {"n_samples": settings.samples or enough, "perturbations_per_eval": game.readings[0].rows}
+    return {"n_samples": options.samples or enough, "perturbations_per_eval": game.readings[0].rows}
 
 
 def _widened(credit: Float[Tensor, " own_words_and_rest"], words: int) -> Float[Tensor, " words_and_rest"]:
@@ -308,26 +335,31 @@ def _widened(credit: Float[Tensor, " own_words_and_rest"], words: int) -> Float[
     return torch.cat([credit[:-1], credit.new_zeros(words - len(credit) + 1), credit[-1:]])
 
 
-def _layer(batch: Batch, name: str | None) -> nn.Module:
-    """Return a module by its name, if it gives one vector a token and isn't where integration begins."""
+def _layer(batch: Batch, name: str) -> tuple[nn.Module, int]:
+    """Return a module by its name, and which embedding layer's tokens it gives one vector each for.
+
+    Raises:
+        ConfigError: There is none, or it gives no such vectors, or is where integration begins.
+    """
     known = {path: part for path, part in batch.module.named_modules() if path}  # type: ignore[attr-defined]
     such = f"name one, such as {next((path for path in known if path[-1].isdigit()), next(iter(known)))}"
-    if name is None:
-        raise ConfigError("layer_integrated_gradients needs a layer", where="layer", mend=such)
     if name not in known:
         raise ConfigError(f"the model has no layer {name!r}", where="layer", mend=did_you_mean(name, known) or such)
-    given: list[Any] = []
-    handle = known[name].register_forward_hook(lambda _layer, _read, output: given.append(output))
-    try:
-        batch.change()
-    finally:
-        handle.remove()
-    first = given[0][0] if given and isinstance(given[0], tuple) else next(iter(given), None)
-    tokens = {ids.shape for ids in (batch.inputs[each] for each in batch.readings[0].places)}
-    by_token = isinstance(first, Tensor) and first.ndim == 3 and first.shape[:2] in tokens
-    if not by_token or known[name] in batch.embedding_layers:
+    given, half = batch.outputs_of(known[name]), _half(known, batch.embedding_layers, name)
+    by_token = half is not None and given is not None and given.shape[:2] == batch.embeddings[half].shape[:2]
+    if half is None or not by_token or known[name] in batch.embedding_layers:
         raise ConfigError(f"{name} doesn't give one vector for each token", where="layer", mend=such)
-    return known[name]
+    return known[name], half
+
+
+def _half(known: Mapping[str, nn.Module], embedding_layers: Sequence[nn.Module], name: str) -> int | None:
+    """Return which half of a model a part belongs to, encoder or decoder, by the embedding layer within it."""
+    if len(embedding_layers) == 1:
+        return 0
+    paths = [next(path for path, part in known.items() if part is layer).split(".") for layer in embedding_layers]
+    shared = next(i for i, parts in enumerate(zip(*paths, strict=False)) if len(set(parts)) > 1)
+    parts = name.split(".")
+    return next((i for i, path in enumerate(paths) if parts[: shared + 1] == path[: shared + 1]), None)
 
 
 @contextmanager

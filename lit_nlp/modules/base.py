@@ -143,6 +143,7 @@ class TransformerModule(LightningModule):
         *,
         target: str | None = None,
         contrast: str | None = None,
+        outputs: Sequence[str] | None = None,
         batch_size: int = 16,
     ) -> list[AttributionTarget]:
         """Return what is to be explained of each text: by default what the module says of it.
@@ -151,12 +152,17 @@ class TransformerModule(LightningModule):
             texts: Texts, or pairs of texts.
             target: What to explain instead.
             contrast: What it is to be told apart from.
+            outputs: For modules that write, what is taken as written of each text.
             batch_size: Sequences that are run at once.
 
         Raises:
             ConfigError: The module knows no such target, or nothing that could be explained.
         """
         raise ConfigError(f"{type(self).__name__} decides nothing that could be explained", where="explain")
+
+    def target_choices(self) -> list[tuple[str | None, str | None]]:
+        """Return the targets of any text between which a reader may want to switch, each with its contrast."""
+        return [(None, None)]
 
     def new_metrics(self) -> MetricCollection:
         """Return what a split is measured by; what it needs is set before the base's `__init__`."""
@@ -501,6 +507,16 @@ def token_scores(
     place, token = target.unbind(1)
     rows = torch.arange(len(logits), device=logits.device)
     return logits[rows, place].float().log_softmax(-1).gather(1, token.unsqueeze(1)).squeeze(1)
+
+
+def refuse_outputs(module: TransformerModule, outputs: Sequence[str] | None) -> None:
+    """Make sure that a module which writes nothing isn't told what it wrote.
+
+    Raises:
+        ConfigError: It is.
+    """
+    if outputs is not None:
+        raise ConfigError(f"{type(module).__name__} writes nothing, so that there are no outputs", where="outputs")
 
 
 def positions_of(model: nn.Module) -> int | None:

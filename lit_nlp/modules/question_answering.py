@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoModelForQuestionAnswering, PreTrainedCon
 from lit_nlp.errors import ConfigError, known_name, require
 from lit_nlp.files import json_lines
 from lit_nlp.metrics.question_answering import SquadMetric, exact_match, f1
-from lit_nlp.modules.base import Batch, EvaluationSplit, Files, TransformerModule, as_json
+from lit_nlp.modules.base import Batch, EvaluationSplit, Files, TransformerModule, as_json, refuse_outputs
 from lit_nlp.targets import AttributionTarget, Place, Reading
 from lit_nlp.tokenization import (
     WINDOW_LENGTH,
@@ -338,6 +338,10 @@ class QuestionAnsweringModule(TransformerModule):
         """Return the names of what can be explained."""
         return ["answer", "start", "end", "no answer"]
 
+    def target_choices(self) -> list[tuple[str | None, str | None]]:
+        """Return all of these, and an answer rather than none."""
+        return [*((name, None) for name in self.targets()), ("answer", "no answer")]
+
     def score(
         self, outputs: Float[Tensor, "batch tokens 2"], target: Int[Tensor, "batch 2"]
     ) -> Float[Tensor, " batch"]:
@@ -354,6 +358,7 @@ class QuestionAnsweringModule(TransformerModule):
         *,
         target: str | None = None,
         contrast: str | None = None,
+        outputs: Sequence[str] | None = None,
         batch_size: int = 16,
     ) -> list[AttributionTarget]:
         """Return what speaks for the answer to each question, in the window that gave it.
@@ -363,11 +368,13 @@ class QuestionAnsweringModule(TransformerModule):
             target: `answer`: the best span; its `start` or its `end` alone; or `no answer`. None: what is answered.
             contrast: Another of these, whose log probability is taken off: of an answer and `no answer`, what is
                 left are the odds in that window; the module decides by the lowest of all.
+            outputs: None: nothing is written.
             batch_size: Windows that are run at once.
 
         Raises:
             ConfigError: There is no such target.
         """
+        refuse_outputs(self, outputs)
         for where, name in ("target", target), ("contrast", contrast):
             if name is not None:
                 known_name(name, self.targets(), where)

@@ -16,8 +16,8 @@ from transformers import AutoModelForSequenceClassification, PreTrainedConfig
 
 from lit_nlp.errors import ConfigError, known_name, require
 from lit_nlp.files import json_lines
-from lit_nlp.modules.base import Batch, EvaluationSplit, Files, TransformerModule, as_json
-from lit_nlp.targets import AttributionTarget, Place, Reading
+from lit_nlp.modules.base import Batch, EvaluationSplit, Files, TransformerModule, as_json, refuse_outputs
+from lit_nlp.targets import RUNNER_UP, AttributionTarget, Place, Reading
 from lit_nlp.tokenization import Encoded, Text, Tokens, by_length, encode
 
 # Keeps the slope of (1 - p)^gamma finite for gamma below 1.
@@ -300,12 +300,19 @@ class TextClassificationModule(TransformerModule):
         logs = F.logsigmoid(outputs) if self.problem_type == "multi_label" else outputs.log_softmax(1)
         return self.score(logs, target)
 
+    def target_choices(self) -> list[tuple[str | None, str | None]]:
+        """Return each class, and what is said rather than the class behind it; of a regression the score alone."""
+        if self.problem_type == "regression":
+            return [(None, None)]
+        return [*((label, None) for label in self.labels), (None, RUNNER_UP)]
+
     def attribution_targets(
         self,
         texts: Sequence[Text],
         *,
         target: str | None = None,
         contrast: str | None = None,
+        outputs: Sequence[str] | None = None,
         batch_size: int = 16,
     ) -> list[AttributionTarget]:
         """Return a class's logit for each text, as the mean over its windows; by default that of the highest.
@@ -313,15 +320,18 @@ class TextClassificationModule(TransformerModule):
         Args:
             texts: Texts, or pairs of texts.
             target: The class.
-            contrast: A class whose logit is taken off.
+            contrast: A class whose logit is taken off; `runner-up`: the most probable of the others.
+            outputs: None: nothing is written.
             batch_size: Sequences that are run at once.
 
         Raises:
             ConfigError: There is no such class.
         """
-        for where, name in ("target", target), ("contrast", contrast):
-            if name is not None:
-                known_name(name, self.labels, where)
+        refuse_outputs(self, outputs)
+        if target is not None:
+            known_name(target, self.labels, "target")
+        if contrast is not None and (contrast != RUNNER_UP or len(self.labels) < 2):
+            known_name(contrast, self.labels, "contrast")
         encoded = self.encode(texts)
         readings: list[list[Tokens]] = [[] for _ in texts]
         places: list[list[list[Place | None]]] = [[] for _ in texts]
@@ -336,7 +346,8 @@ class TextClassificationModule(TransformerModule):
             chosen = target or next((name for name in ranked or self.labels if name != contrast), contrast)
             if chosen == contrast:
                 raise ConfigError(f"{contrast!r} can't be told apart from itself", where="contrast")
-            weights = {chosen: 1.0} | ({contrast: -1.0} if contrast else {})
+            other = next(name for name in ranked if name != chosen) if contrast == RUNNER_UP else contrast
+            weights = {chosen: 1.0} | ({other: -1.0} if other else {})
             terms = [(weight / len(readings[row]), [self.labels.index(str(name))]) for name, weight in weights.items()]
             found.append(
                 AttributionTarget(

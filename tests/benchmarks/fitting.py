@@ -138,7 +138,9 @@ def _train(model: Any, table: datasets.Dataset, collator: Any, clock: Clock, **s
         "disable_tqdm": True,
         "use_cpu": not torch.cuda.is_available(),
     }
-    kinds = transformers.Seq2SeqTrainingArguments if kind is not transformers.Trainer else transformers.TrainingArguments
+    kinds = (
+        transformers.Seq2SeqTrainingArguments if kind is not transformers.Trainer else transformers.TrainingArguments
+    )
     with tempfile.TemporaryDirectory() as output:
         fit = kind(model, kinds(output, **arguments | settings), collator, table)
         with clock.running():

@@ -40,7 +40,9 @@ def main() -> None:
     given = parser.parse_args()
     setting = Setting(given.data.resolve(), given.checkpoints.resolve(), given.turns)
     rows: list[Line] = []
-    print("| what | against | ratio (lowest to highest) | aim | lit_nlp | other |\n|---|---|---|---|---|---|", flush=True)
+    print(
+        "| what | against | ratio (lowest to highest) | aim | lit_nlp | other |\n|---|---|---|---|---|---|", flush=True
+    )
     # Each in a process of its own, so that none finds the memory or the threads that another left.
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
         for name in given.lines or LINES:

@@ -86,9 +86,12 @@ class FakeModule(nn.Module):
     def absence_id(self, baseline: str) -> int:
         return {"pad": PAD, "unk": UNK}[baseline]
 
+    def target_choices(self):
+        return [(label, None) for label in LABELS]
+
     @torch.no_grad()
     def attribution_targets(
-        self, texts: Sequence[tokenization.Text], *, target=None, contrast=None, batch_size: int = 16
+        self, texts: Sequence[tokenization.Text], *, target=None, contrast=None, outputs=None, batch_size: int = 16
     ) -> list[AttributionTarget]:
         encoded = self.encode(texts)
         found = []

@@ -3,6 +3,8 @@ import pytest
 from lit_nlp.errors import ConfigError
 from lit_nlp.explain import compare_methods
 from lit_nlp.explain.attribution import explanation
+from lit_nlp.explain.methods import METHODS
+from lit_nlp.explain.options import Options
 from tests.explain import fakes
 
 TEXTS = [
@@ -56,7 +58,7 @@ def test_on_a_sum_the_sensitivity_is_that_of_the_products(method):
     module = fakes.bag()
     (target,) = module.attribution_targets(["good bad film"], target="positive")
     with module.attributing():
-        explain, (embeddings,) = explanation(module, target, method=method)
+        explain, (embeddings,) = explanation(module, target, METHODS[method], Options(method=method))
         moved = embeddings + 0.1
         found = explain((moved,), 0)
     blank = module.model.embedding.weight[fakes.PAD]

@@ -1,0 +1,48 @@
+"""How words are credited: what `attribute`, the comparison of methods, the callback and the command line all take."""
+
+from dataclasses import dataclass
+
+from lit_nlp.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How much work a method does, by what it draws, and what it compares a text with.
+
+    Args:
+        method: How words are credited: integrated_gradients, shapley_value_sampling, lime, and others.
+        baseline: What stands for a word that isn't there: the special token pad, mask or unk.
+        layer: Where layer_integrated_gradients and attention look, as in model.bert.encoder.layer.3.
+        head: Which head attention shows, counted from 0. None: the mean over all.
+        tolerance: How far scores may be from adding up, as a share of the change that they explain.
+        steps: The points of the path with which integrated gradients begin; they double until the scores add up.
+        max_steps: Where they stop doubling.
+        samples: Draws of the methods that sample, 2 at least. None: as many as give stable results.
+        seed: What they draw by; a text's result doesn't depend on the texts beside it.
+        batch_size: Sequences that go through the module at once; it bounds the memory.
+        progress: Show a bar that counts what is finished.
+
+    Raises:
+        ConfigError: A number out of range.
+    """
+
+    method: str = "integrated_gradients"
+    baseline: str = "pad"
+    layer: str | None = None
+    head: int | None = None
+    tolerance: float = 0.01
+    steps: int = 16
+    max_steps: int = 512
+    samples: int | None = None
+    seed: int = 0
+    batch_size: int = 16
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("tolerance", "steps", "max_steps", "batch_size"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"expected a number above 0, got {getattr(self, name)}", where=name)
+        if self.samples is not None and self.samples < 2:
+            raise ConfigError(f"samples must be at least 2, got {self.samples}", where="samples")
+        if self.head is not None and self.head < 0:
+            raise ConfigError(f"heads are counted from 0, got {self.head}", where="head")
