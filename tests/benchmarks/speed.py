@@ -26,6 +26,15 @@ LINES = {
     "fit_sentiment": "fitting",
     "fit_translation": "fitting",
     "fit_causal": "fitting",
+    "test_question_answering": "evaluating",
+    "test_translation": "evaluating",
+    "predict": "evaluating",
+    "explain": "explaining",
+    "tokenise": "loading",
+    "start": "loading",
+    "memory": "loading",
+    "load": "loading",
+    "matrix_share": "limits",
 }
 
 
@@ -40,7 +49,9 @@ def main() -> None:
     given = parser.parse_args()
     setting = Setting(given.data.resolve(), given.checkpoints.resolve(), given.turns)
     rows: list[Line] = []
-    print("| what | against | ratio (lowest to highest) | aim | lit_nlp | other |\n|---|---|---|---|---|---|", flush=True)
+    print(
+        "| what | against | ratio (lowest to highest) | aim | lit_nlp | other |\n|---|---|---|---|---|---|", flush=True
+    )
     # Each in a process of its own, so that none finds the memory or the threads that another left.
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
         for name in given.lines or LINES:
