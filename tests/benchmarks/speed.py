@@ -26,6 +26,15 @@ LINES = {
     "fit_sentiment": "fitting",
     "fit_translation": "fitting",
     "fit_causal": "fitting",
+    "test_question_answering": "evaluating",
+    "test_translation": "evaluating",
+    "predict": "evaluating",
+    "explain": "explaining",
+    "tokenise": "loading",
+    "start": "loading",
+    "memory": "loading",
+    "load": "loading",
+    "matrix_share": "limits",
 }
 
 

@@ -1,0 +1,63 @@
+"""How near fitting comes to what the machine can do."""
+
+import csv
+import tempfile
+from itertools import islice
+from typing import Any
+
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import nn
+
+from tests.benchmarks.fitting import fit, sentiment
+from tests.benchmarks.harness import PRECISION, Clock, Line, Setting, rates, threads
+
+# Rows, columns and depth of products as they come in an encoder, and of one that fits the caches well.
+SHAPES = ((704, 1536, 384), (704, 384, 1536), (704, 384, 384), (1024, 1024, 1024), (2048, 3072, 768))
+_REPEATS = 8
+
+
+def matrix_share(setting: Setting) -> list[Line]:
+    """MiniLM on SST-2: 6 operations a parameter and token, beside the best rate of matrix products."""
+    with setting.file("sst2", "train.tsv").open(newline="") as file:
+        rows = list(islice(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE), 960))
+
+    def ours(clock: Clock) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            module, data = sentiment(rows, folder)
+            counts = _Operations(clock)
+            fit(module, data, clock, counts)
+
+    return rates(
+        f"fit, MiniLM-L6, SST-2, useful matrix work, {threads()}",
+        ours,
+        {f"matrix products in {'bf16' if PRECISION == 'bf16-mixed' else 'fp32'}": (0.55, _products)},
+        unit="GFLOP",
+        turns=setting.turns,
+    )
+
+
+class _Operations(Callback):
+    """Counts the operations of a forward and a backward pass, in thousands of millions: no padding, no embeddings."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+        looked_up = {each for part in module.modules() if isinstance(part, nn.Embedding) for each in part.parameters()}
+        parameters = sum(each.numel() for each in module.parameters() if each not in looked_up)
+        self.clock.done += 6 * parameters * int(batch["attention_mask"].sum()) / 1e9
+
+
+def _products(clock: Clock) -> None:
+    """Put the product of the highest rate on the clock."""
+    dtype = torch.bfloat16 if PRECISION == "bf16-mixed" else torch.float32
+    for rows, columns, depth in SHAPES:
+        one, other = torch.ones(rows, depth, dtype=dtype), torch.ones(columns, depth, dtype=dtype)
+        one @ other.T
+        timed = Clock(done=_REPEATS * 2 * rows * columns * depth / 1e9)
+        with torch.inference_mode(), timed.running():
+            for _ in range(_REPEATS):
+                one @ other.T
+        if not clock.seconds or timed.done / timed.seconds > clock.done / clock.seconds:
+            clock.done, clock.seconds = timed.done, timed.seconds
