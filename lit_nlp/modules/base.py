@@ -125,6 +125,10 @@ class TransformerModule(LightningModule):
         """Return the loss of each row in nats; their sum over `loss_weight` is trained on."""
         raise NotImplementedError
 
+    def own_losses(self, outputs: Tensor, batch: Batch) -> Float[Tensor, " rows"]:
+        """Return the loss of each row by itself, in nats, without the weights and the smoothing of `row_losses`."""
+        return self.row_losses(outputs, batch)
+
     def loss_weight(self, batch: Batch) -> int | Tensor:
         """Return what the batch counts: its rows, or what else a task takes the mean over."""
         return len(batch["labels"])

@@ -217,9 +217,11 @@ class QuestionAnsweringModule(TransformerModule):
 
     def row_losses(self, outputs: Float[Tensor, "windows tokens 2"], batch: Batch) -> Float[Tensor, " rows"]:
         """Return each row's loss in nats: over its windows, the sum of the mean of start's and end's."""
-        losses = self._window_losses(outputs, batch, smoothing=self.label_smoothing)
-        group, sizes = _rows(batch)
-        return losses.new_zeros(len(sizes)).index_add(0, group, losses)
+        return _summed(self._window_losses(outputs, batch, smoothing=self.label_smoothing), batch)
+
+    def own_losses(self, outputs: Float[Tensor, "windows tokens 2"], batch: Batch) -> Float[Tensor, " rows"]:
+        """Return each row's loss without smoothing."""
+        return _summed(self._window_losses(outputs, batch, smoothing=0.0), batch)
 
     def loss_weight(self, batch: Batch) -> int:
         """Return the windows of the batch."""
@@ -245,8 +247,8 @@ class QuestionAnsweringModule(TransformerModule):
         answers = self._answers(logits, batch)
         odds = [answer.null_odds for answer in answers]
         self.metrics_of(split).update([each.text for each in answers], odds, batch["answers"])
-        group, sizes = _rows(batch)
-        means = losses.new_zeros(len(sizes)).index_add(0, group, losses) / sizes
+        _, sizes = _rows(batch)
+        means = _summed(losses, batch) / sizes
         return list(map(self._tested, answers, batch["answers"], means.tolist()))
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[Answer]:
@@ -617,6 +619,12 @@ def _rows(batch: Batch) -> tuple[Int[Tensor, " windows"], Int[Tensor, " rows"]]:
         return each, torch.ones_like(each)
     _, group, sizes = torch.unique_consecutive(batch["row"], return_inverse=True, return_counts=True)
     return group, sizes
+
+
+def _summed(losses: Float[Tensor, " windows"], batch: Batch) -> Float[Tensor, " rows"]:
+    """Return the sum over each row's windows."""
+    group, sizes = _rows(batch)
+    return losses.new_zeros(len(sizes)).index_add(0, group, losses)
 
 
 def _spans_class(config: PreTrainedConfig) -> Any:

@@ -173,6 +173,10 @@ class TextClassificationModule(TransformerModule):
         """Return each row's loss, scaled so that the mean over rows is the mean weighted by class."""
         return self._losses(outputs, batch, self.class_weights, smoothing=self.label_smoothing, gamma=self.focal_gamma)
 
+    def own_losses(self, outputs: Float[Tensor, "rows classes"], batch: Batch) -> Float[Tensor, " rows"]:
+        """Return each row's loss as if there were neither weights, smoothing, gamma, nor rows beside it."""
+        return self._losses(outputs, batch, weights=None, smoothing=0.0, gamma=0.0)
+
     # Evaluation
 
     @property
@@ -191,9 +195,9 @@ class TextClassificationModule(TransformerModule):
         return MetricCollection(_single_label_metrics(len(self.labels)))
 
     def evaluate(self, split: EvaluationSplit, batch: Batch) -> list[Tested]:
-        """Measure a batch; a row's own loss knows neither weights nor smoothing, nor the rows beside it."""
+        """Measure a batch."""
         logits = self.forward_batch(batch)
-        losses = self._losses(logits, batch, weights=None, smoothing=0.0, gamma=0.0)
+        losses = self.own_losses(logits, batch)
         self.log_loss(split, losses, len(losses))
         self.metrics_of(split).update(self.probabilities(logits), self._metric_labels(batch))
         labels = map(self.label_of, batch["labels"])

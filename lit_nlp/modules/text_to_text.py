@@ -194,6 +194,10 @@ class TextToTextModule(TransformerModule):
         """Return each row's cross-entropy in nats, summed over its target."""
         return self._token_losses(outputs, batch, smoothing=self.label_smoothing).sum(1)
 
+    def own_losses(self, outputs: Float[Tensor, "rows target vocabulary"], batch: Batch) -> Float[Tensor, " rows"]:
+        """Return each row's cross-entropy without smoothing."""
+        return self._token_losses(outputs, batch, smoothing=0.0).sum(1)
+
     def loss_weight(self, batch: Batch) -> Tensor:
         """Return the number of target tokens: each counts the same, in whatever row it stands."""
         return (self.target_tokens(batch) != IGNORED).sum().clamp_min(1)
@@ -208,7 +212,7 @@ class TextToTextModule(TransformerModule):
 
     def evaluate(self, split: EvaluationSplit, batch: Batch) -> list[Generated]:
         """Measure the loss of the references, without smoothing, and what is written in their place."""
-        losses = self._token_losses(self.forward_batch(batch), batch, smoothing=0.0).sum(1)
+        losses = self.own_losses(self.forward_batch(batch), batch)
         self.log_loss(split, losses, self.loss_weight(batch))
         fitting = self.trainer.state.fn == TrainerFn.FITTING
         texts = self.generate(batch, num_beams=1 if fitting else None)
