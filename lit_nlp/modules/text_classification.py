@@ -7,7 +7,7 @@ from typing import Any, Literal, cast
 import torch
 from jaxtyping import Float, Int
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import Metric, MetricCollection
 from torchmetrics import classification as tc
@@ -17,6 +17,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedConfig
 from lit_nlp.errors import ConfigError, known_name, require
 from lit_nlp.files import json_lines
 from lit_nlp.modules.base import Batch, EvaluationSplit, Files, TransformerModule, as_json
+from lit_nlp.modules.heads import linear_layers, read_by
 from lit_nlp.targets import AttributionTarget, Place, Reading
 from lit_nlp.tokenization import Encoded, Text, Tokens, by_length, encode
 
@@ -360,6 +361,35 @@ class TextClassificationModule(TransformerModule):
                 )
             )
         return found
+
+    def head(self) -> nn.Linear:
+        """Return the linear layer that makes the logits.
+
+        Raises:
+            ConfigError: The last linear layer doesn't make as many.
+        """
+        linear = [part for part in self.model.modules() if isinstance(part, nn.Linear)]
+        if not linear or linear[-1].out_features != len(self.labels):
+            raise self._no_head()
+        return linear[-1]
+
+    def head_features(self, batch: Batch) -> Float[Tensor, "rows features"]:
+        """Return what the head reads of each row, the mean over its windows, with a 1 for its bias.
+
+        Raises:
+            ConfigError: The logits are not what the head makes of it.
+        """
+        features = read_by(self.head(), lambda: self(**self.inputs(batch)))
+        if features is None:
+            raise self._no_head()
+        return self.pool(features, batch["row"])
+
+    def _no_head(self) -> ConfigError:
+        return ConfigError(
+            "the logits are not what the last linear layer makes of what it reads",
+            where="layers",
+            mend=f"name layers, such as {', '.join(linear_layers(self)[-3:]) or 'the embeddings'}",
+        )
 
     def _predictions_of(self, logits: Float[Tensor, "rows classes"], batch: Batch) -> list[ClassificationPrediction]:
         texts = batch.get("text", [None] * len(logits))
