@@ -17,7 +17,7 @@ from lit_nlp.errors import ConfigError, known_name, require
 from lit_nlp.files import json_lines
 from lit_nlp.metrics.question_answering import SquadMetric, exact_match, f1
 from lit_nlp.modules.base import Batch, EvaluationSplit, Files, TransformerModule, as_json
-from lit_nlp.targets import AttributionTarget, Place, Reading
+from lit_nlp.targets import AttributionTarget, Label, Place, Reading
 from lit_nlp.tokenization import (
     WINDOW_LENGTH,
     Encoded,
@@ -386,6 +386,28 @@ class QuestionAnsweringModule(TransformerModule):
         ):
             windows[row].append(_Read(*window))
         return [self._target_of(row, answer, windows[row], target, contrast) for row, answer in enumerate(answers)]
+
+    def asked(
+        self, texts: Sequence[Text], labels: Sequence[Label] | None = None, *, batch_size: int = 16
+    ) -> list[Batch]:
+        """Return the span that answers each question, in the window that gave it.
+
+        Raises:
+            ConfigError: There are labels: the span itself is needed, and not its text.
+        """
+        if labels is not None:
+            problem = "of a question, the answer that is given to it is accounted for, and no other"
+            raise ConfigError(problem, where="labels", mend="leave them out")
+        readings = [each.readings[0] for each in self.attribution_targets(texts, batch_size=batch_size)]
+        return [
+            {**self.pad([readings[i].inputs for i in some]), "row": torch.tensor(some)}
+            | {"span": torch.tensor([readings[i].terms[0][1] for i in some], device=self.device)}
+            for some in by_length([len(reading.inputs["input_ids"]) for reading in readings], batch_size)
+        ]
+
+    def asked_losses(self, batch: Batch) -> Float[Tensor, " texts"]:
+        """Return the negative log probability of each span: start's and end's loss together, and not their mean."""
+        return -self.score(self.forward_batch(batch), batch["span"])
 
     def _target_of(
         self, row: int, answer: Answer, windows: "list[_Read]", target: str | None, contrast: str | None
