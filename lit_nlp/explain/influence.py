@@ -1,8 +1,8 @@
 """Which training examples spoke for a prediction: TracIn over a run's checkpoints, by Captum."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from lit_nlp.checkpoints import SECTION, read_checkpoint
 from lit_nlp.data.base import TextDataModule
 from lit_nlp.data.batching import plan_batches
-from lit_nlp.errors import CheckpointError, ConfigError, UserError, did_you_mean, known_name
+from lit_nlp.errors import ConfigError, UserError, did_you_mean, known_name
 from lit_nlp.explain.batch import pad_terms, weighted
+from lit_nlp.explain.checkpoints import Checkpoint, read_run, weights_kept
 from lit_nlp.modules.base import TransformerModule
 from lit_nlp.modules.text_classification import TextClassificationModule, multi_label_losses, single_label_losses
 from lit_nlp.targets import Label, Reading
@@ -82,9 +82,9 @@ def influences(
 
     Args:
         module: The module; it is left as it was found.
-        checkpoints: Of the run that trained it. One that is given twice, as `best.ckpt` and `last.ckpt` of one step,
-            counts twice. At the end of a schedule that falls to 0, the rate is 0 and a checkpoint counts nothing;
-            where that is so of all, they count alike, with the module's `learning_rate`.
+        checkpoints: Of the run that trained it; of those of one step, as `best.ckpt` and `last.ckpt` may be, one
+            counts. At the end of a schedule that falls to 0, the rate is 0 and a checkpoint counts nothing; where
+            that is so of all, they count alike, with the module's `learning_rate`. Memory holds one at a time.
         train: A set-up data module's `tables["train"]`, or rows selected from it.
         texts: Texts, or pairs of texts.
         labels: What is to be accounted for: the class, the classes, or the score of each text. None: what the module
@@ -112,16 +112,16 @@ def influences(
     _check_labels(train, module)
     head = _head(module) if layers is None else None
     parameters = [] if layers is None else _parameters(module, layers)
-    found = _read_all(checkpoints, module)
+    run = read_run(checkpoints, module)
     if not texts:
         return []
     given = labels if labels is not None else [said.label for said in module.predict_texts(texts, batch_size)]
     asked = _texts(module, texts, given, batch_size)
     rows = _table(module, train, batch_size)
     scores = torch.zeros(len(texts), len(train), dtype=torch.double)
-    with module.attributing(), _weights_kept(module):
-        for checkpoint in found:
-            module.load_state_dict(checkpoint.weights)
+    with module.attributing(), weights_kept(module):
+        for checkpoint in run:
+            checkpoint.load_into(module)
             if head is not None:
                 part = _by_head(module, head, checkpoint, asked, rows)
             else:
@@ -146,7 +146,7 @@ def _on_what_is_said(
     if data is None or "train" not in data.tables:
         raise ConfigError("influence needs the training data", where="data", mend="give the data module, after setup()")
     names = [_last_linear(module)] if layers is None else list(layers)
-    parameters, found = _parameters(module, names), _read_all(checkpoints, module)
+    parameters, run = _parameters(module, names), read_run(checkpoints, module)
     targets = module.attribution_targets(texts, batch_size=batch_size)
     count = len(data.tables["train"])
     asked = [(each.row, reading) for each in targets for reading in each.readings]
@@ -163,9 +163,9 @@ def _on_what_is_said(
         for some in _chunks(range(count), batch_size)
     ]
     layer_names = [f"module.{name}" for name in names]
-    with module.attributing(), _weights_kept(module):
-        for checkpoint in found:
-            module.load_state_dict(checkpoint.weights)
+    with module.attributing(), weights_kept(module):
+        for checkpoint in run:
+            checkpoint.load_into(module)
             with _learning(parameters):
                 method = TracInCP(_Losses(module), _loader(rows), [checkpoint], _learning_rate, layer_names, _Given())
                 part = method.influence(_loader(said)).detach().cpu().double()
@@ -179,7 +179,7 @@ def _on_what_is_said(
 
 
 def _by_head(
-    module: TextClassificationModule, layer: nn.Linear, checkpoint: "_Checkpoint", asked: "_Rows", rows: "_Rows"
+    module: TextClassificationModule, layer: nn.Linear, checkpoint: Checkpoint, asked: "_Rows", rows: "_Rows"
 ) -> Float[Tensor, "texts rows"]:
     """Return the products of the head's gradients, from what it reads of each row: Captum sees the head alone.
 
@@ -201,7 +201,7 @@ def _by_layers(
     module: TextClassificationModule,
     layers: Sequence[str],
     parameters: list[nn.Parameter],
-    checkpoint: "_Checkpoint",
+    checkpoint: Checkpoint,
     asked: "_Rows",
     rows: "_Rows",
 ) -> Float[Tensor, "texts rows"]:
@@ -224,7 +224,7 @@ def _learning(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
             parameter.requires_grad_(False)
 
 
-def _learning_rate(_: nn.Module, checkpoint: "_Checkpoint") -> float:
+def _learning_rate(_: nn.Module, checkpoint: Checkpoint) -> float:
     return checkpoint.learning_rate
 
 
@@ -435,64 +435,6 @@ def _chunks(items: Sequence[T], size: int) -> list[Sequence[T]]:
 
 def _to(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
     return {name: each.to(device) if isinstance(each, Tensor) else each for name, each in batch.items()}
-
-
-# Checkpoints
-
-
-@dataclass(frozen=True)
-class _Checkpoint:
-    weights: Mapping[str, Tensor]
-    learning_rate: float
-
-
-def _read_all(checkpoints: Sequence[str | Path], module: TransformerModule) -> list[_Checkpoint]:
-    if isinstance(checkpoints, str):
-        raise ConfigError("expected a list of checkpoints, got one", where="checkpoints", mend="write [checkpoint]")
-    if not checkpoints:
-        raise CheckpointError("no checkpoint was given", mend="give those that `fit` wrote into checkpoints/")
-    found = [_read(path, module) for path in checkpoints]
-    if not any(checkpoint.learning_rate > 0 for checkpoint in found):
-        # All stand at the schedule's end; any rate that they share ranks alike.
-        found = [replace(checkpoint, learning_rate=module.learning_rate) for checkpoint in found]
-    return found
-
-
-def _read(path: str | Path, module: TransformerModule) -> _Checkpoint:
-    checkpoint = read_checkpoint(path)
-    own, weights = module.state_dict(), checkpoint["state_dict"]
-    written_by, asked = checkpoint[SECTION]["module"], type(module).__name__
-    problem = None
-    if written_by != asked:
-        problem = f"it was written by {written_by}, not by {asked}"
-    elif other := [name for name in [*own, *weights] if _shape(own, name) != _shape(weights, name)]:
-        problem = f"its weights are of another module: {other[0]} differs in shape, or is missing from one of both"
-    else:
-        for name in "labels", "problem_type":
-            trained = checkpoint["hyper_parameters"].get(name)
-            if trained != module.hparams.get(name):
-                problem = f"it was trained with {name}={trained}, the module with {module.hparams.get(name)}"
-    if problem is not None:
-        raise CheckpointError(problem, where=str(path), mend="give checkpoints of the run that trained the module")
-    # The groups of lower layers are slower where `layer_decay` says so.
-    rates = [group["lr"] for state in checkpoint.get("optimizer_states", []) for group in state["param_groups"]]
-    return _Checkpoint(weights, float(max(rates, default=module.learning_rate)))
-
-
-def _shape(weights: Mapping[str, Tensor], name: str) -> torch.Size | None:
-    return weights[name].shape if name in weights else None
-
-
-@contextmanager
-def _weights_kept(module: nn.Module) -> Iterator[None]:
-    """Put all weights back afterwards, bit by bit and in their place."""
-    kept = {name: weight.to("cpu", copy=True) for name, weight in module.state_dict().items()}
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for name, weight in module.state_dict().items():
-                weight.copy_(kept[name])
 
 
 # Layers

@@ -312,6 +312,15 @@ def test_rows_may_be_selected_beforehand(run: Run) -> None:
     assert some == pytest.approx([everything[5], everything[1], everything[2]], rel=1e-3, abs=1e-8)
 
 
+def test_checkpoints_of_one_step_count_once(run: Run, tmp_path: Path) -> None:
+    run.checkpoints = run.checkpoints[:2]
+    once = run.scores(ASKED)
+    again = tmp_path / "best.ckpt"
+    again.write_bytes(run.checkpoints[1].read_bytes())
+    run.checkpoints = [again, *run.checkpoints]
+    close(run.scores(ASKED), once)
+
+
 def test_no_text_has_no_influence(run: Run) -> None:
     assert influences(run.module, run.checkpoints, run.data.tables["train"], []) == []
 
