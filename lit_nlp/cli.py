@@ -660,7 +660,9 @@ def _influences(
         raise ConfigError("influence needs the training data and a run's checkpoints", where="explain.influence")
     datamodule.setup("fit")
     checkpoints, train = sorted(Path(ckpt_path).parent.glob("*.ckpt")), datamodule.tables["train"]
-    found = influences(module, checkpoints, train, drawn.texts, data=datamodule, batch_size=batch_size)
+    # The error of a score is its distance from what the data says: from what the module says it has none.
+    labels = drawn.given if getattr(module, "problem_type", None) == "regression" else None
+    found = influences(module, checkpoints, train, drawn.texts, labels, data=datamodule, batch_size=batch_size)
     return {row: [vars(each) for each in some] for row, some in zip(drawn.rows, found, strict=True)}
 
 

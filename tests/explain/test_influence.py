@@ -19,6 +19,7 @@ from lit_nlp import (
     TextClassificationModule,
     TranslationDataModule,
     TranslationModule,
+    cli,
 )
 from lit_nlp.errors import CheckpointError, ConfigError, UserError
 from lit_nlp.explain import influence
@@ -646,3 +647,17 @@ def test_a_batch_of_training_rows_is_forgotten_before_the_next_but_one(
     monkeypatch.setattr(data, "collate", counting)
     influences(module, checkpoints, data.tables["train"], texts, data=data, batch_size=1)
     assert len(made) == len(CORPUS) * len(checkpoints)
+
+
+# What the command asks for
+
+
+def test_the_error_of_a_score_is_that_from_what_the_data_says(bert: str, tmp_path: Path) -> None:
+    run = Run(bert, tmp_path, rows_of([i / 4 for i in range(6)]), problem_type="regression")
+    drawn = run.data.drawn("val", 2)
+    found = cli._influences(run.module, run.data, str(run.checkpoints[0]), drawn, batch_size=4)
+    expected = influences(run.module, run.checkpoints, run.data.tables["train"], drawn.texts, drawn.given)
+    assert list(found) == drawn.rows
+    for some, others in zip(found.values(), expected, strict=True):
+        assert [each["row"] for each in some] == [each.row for each in others]
+        assert [each["score"] for each in some] == pytest.approx([each.score for each in others], rel=1e-3)
