@@ -637,10 +637,10 @@ def _influences(
     if not isinstance(datamodule, TextDataModule) or ckpt_path is None:
         raise ConfigError("influence needs the training data and a run's checkpoints", where="explain.influence")
     datamodule.setup("fit")
-    written = sorted(Path(ckpt_path).parent.glob("*.ckpt"))
-    of_steps = {read_checkpoint(path)["global_step"]: path for path in written}
-    train = datamodule.tables["train"]
-    found = influences(module, list(of_steps.values()), train, drawn.texts, data=datamodule, batch_size=batch_size)
+    checkpoints, train = sorted(Path(ckpt_path).parent.glob("*.ckpt")), datamodule.tables["train"]
+    # The error of a score is its distance from what the data says: from what the module says it has none.
+    labels = drawn.given if getattr(module, "problem_type", None) == "regression" else None
+    found = influences(module, checkpoints, train, drawn.texts, labels, data=datamodule, batch_size=batch_size)
     return {row: [vars(each) for each in some] for row, some in zip(drawn.rows, found, strict=True)}
 
 

@@ -25,7 +25,7 @@ from lit_nlp.modules.optimization import freeze as freeze_parameters
 from lit_nlp.modules.optimization import parameter_groups, parameter_places, warmup_steps
 from lit_nlp.modules.rng import rng_state, set_rng_state
 from lit_nlp.pretrained import load_config, load_tokenizer
-from lit_nlp.targets import AttributionTarget
+from lit_nlp.targets import AttributionTarget, Label
 from lit_nlp.tokenization import Encoded, Text, Tokens, encode, pad, resolve_max_length
 
 # What transformers' forward takes, `labels`, `row`, and texts that ride along.
@@ -125,6 +125,10 @@ class TransformerModule(LightningModule):
         """Return the loss of each row in nats; their sum over `loss_weight` is trained on."""
         raise NotImplementedError
 
+    def own_losses(self, outputs: Tensor, batch: Batch) -> Float[Tensor, " rows"]:
+        """Return the loss of each row by itself, in nats, without the weights and the smoothing of `row_losses`."""
+        return self.row_losses(outputs, batch)
+
     def loss_weight(self, batch: Batch) -> int | Tensor:
         """Return what the batch counts: its rows, or what else a task takes the mean over."""
         return len(batch["labels"])
@@ -163,6 +167,28 @@ class TransformerModule(LightningModule):
     def target_choices(self) -> list[tuple[str | None, str | None]]:
         """Return the targets of any text between which a reader may want to switch, each with its contrast."""
         return [(None, None)]
+
+    def asked(
+        self, texts: Sequence[Text], labels: Sequence[Label] | None = None, *, batch_size: int = 16
+    ) -> list[Batch]:
+        """Return texts in batches, with what training examples are to account for: what `asked_losses` takes.
+
+        The key `row` holds the number of each sequence's text; a text's sequences stand together, and a text of
+        which nothing is said is in no batch.
+
+        Args:
+            texts: Texts, or pairs of texts.
+            labels: What is to be accounted for, one for each text. None: what the module says.
+            batch_size: Sequences that are run at once.
+
+        Raises:
+            ConfigError: The module says nothing that could be accounted for, or a label can't be what it says.
+        """
+        raise ConfigError(f"{type(self).__name__} decides nothing that could be accounted for", where="explain")
+
+    def asked_losses(self, batch: Batch) -> Float[Tensor, " texts"]:
+        """Run the model on a batch of `asked`, and return the loss of each text in nats."""
+        return self.own_losses(self.forward_batch(batch), batch)
 
     def new_metrics(self) -> MetricCollection:
         """Return what a split is measured by; what it needs is set before the base's `__init__`."""

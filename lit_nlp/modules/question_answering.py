@@ -17,7 +17,7 @@ from lit_nlp.errors import ConfigError, known_name, require
 from lit_nlp.files import json_lines
 from lit_nlp.metrics.question_answering import SquadMetric, exact_match, f1
 from lit_nlp.modules.base import Batch, EvaluationSplit, Files, TransformerModule, as_json, refuse_outputs
-from lit_nlp.targets import AttributionTarget, Place, Reading
+from lit_nlp.targets import AttributionTarget, Label, Place, Reading
 from lit_nlp.tokenization import (
     WINDOW_LENGTH,
     Encoded,
@@ -217,9 +217,11 @@ class QuestionAnsweringModule(TransformerModule):
 
     def row_losses(self, outputs: Float[Tensor, "windows tokens 2"], batch: Batch) -> Float[Tensor, " rows"]:
         """Return each row's loss in nats: over its windows, the sum of the mean of start's and end's."""
-        losses = self._window_losses(outputs, batch, smoothing=self.label_smoothing)
-        group, sizes = _rows(batch)
-        return losses.new_zeros(len(sizes)).index_add(0, group, losses)
+        return _summed(self._window_losses(outputs, batch, smoothing=self.label_smoothing), batch)
+
+    def own_losses(self, outputs: Float[Tensor, "windows tokens 2"], batch: Batch) -> Float[Tensor, " rows"]:
+        """Return each row's loss without smoothing."""
+        return _summed(self._window_losses(outputs, batch, smoothing=0.0), batch)
 
     def loss_weight(self, batch: Batch) -> int:
         """Return the windows of the batch."""
@@ -245,8 +247,8 @@ class QuestionAnsweringModule(TransformerModule):
         answers = self._answers(logits, batch)
         odds = [answer.null_odds for answer in answers]
         self.metrics_of(split).update([each.text for each in answers], odds, batch["answers"])
-        group, sizes = _rows(batch)
-        means = losses.new_zeros(len(sizes)).index_add(0, group, losses) / sizes
+        _, sizes = _rows(batch)
+        means = _summed(losses, batch) / sizes
         return list(map(self._tested, answers, batch["answers"], means.tolist()))
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[Answer]:
@@ -391,6 +393,28 @@ class QuestionAnsweringModule(TransformerModule):
         ):
             windows[row].append(_Read(*window))
         return [self._target_of(row, answer, windows[row], target, contrast) for row, answer in enumerate(answers)]
+
+    def asked(
+        self, texts: Sequence[Text], labels: Sequence[Label] | None = None, *, batch_size: int = 16
+    ) -> list[Batch]:
+        """Return the span that answers each question, in the window that gave it.
+
+        Raises:
+            ConfigError: There are labels: the span itself is needed, and not its text.
+        """
+        if labels is not None:
+            problem = "of a question, the answer that is given to it is accounted for, and no other"
+            raise ConfigError(problem, where="labels", mend="leave them out")
+        readings = [each.readings[0] for each in self.attribution_targets(texts, batch_size=batch_size)]
+        return [
+            {**self.pad([readings[i].inputs for i in some]), "row": torch.tensor(some)}
+            | {"span": torch.tensor([readings[i].terms[0][1] for i in some], device=self.device)}
+            for some in by_length([len(reading.inputs["input_ids"]) for reading in readings], batch_size)
+        ]
+
+    def asked_losses(self, batch: Batch) -> Float[Tensor, " texts"]:
+        """Return the negative log probability of each span: start's and end's loss together, and not their mean."""
+        return -self.score(self.forward_batch(batch), batch["span"])
 
     def _target_of(
         self, row: int, answer: Answer, windows: "list[_Read]", target: str | None, contrast: str | None
@@ -624,6 +648,12 @@ def _rows(batch: Batch) -> tuple[Int[Tensor, " windows"], Int[Tensor, " rows"]]:
         return each, torch.ones_like(each)
     _, group, sizes = torch.unique_consecutive(batch["row"], return_inverse=True, return_counts=True)
     return group, sizes
+
+
+def _summed(losses: Float[Tensor, " windows"], batch: Batch) -> Float[Tensor, " rows"]:
+    """Return the sum over each row's windows."""
+    group, sizes = _rows(batch)
+    return losses.new_zeros(len(sizes)).index_add(0, group, losses)
 
 
 def _spans_class(config: PreTrainedConfig) -> Any:

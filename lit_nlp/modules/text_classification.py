@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import Metric, MetricCollection
 from torchmetrics import classification as tc
@@ -17,8 +18,9 @@ from transformers import AutoModelForSequenceClassification, PreTrainedConfig
 from lit_nlp.errors import ConfigError, known_name, require
 from lit_nlp.files import json_lines
 from lit_nlp.modules.base import Batch, EvaluationSplit, Files, TransformerModule, as_json, refuse_outputs
-from lit_nlp.targets import RUNNER_UP, AttributionTarget, Place, Reading
-from lit_nlp.tokenization import Encoded, Text, Tokens, by_length, encode
+from lit_nlp.modules.heads import linear_layers, read_by
+from lit_nlp.targets import RUNNER_UP, AttributionTarget, Label, Place, Reading
+from lit_nlp.tokenization import Encoded, Text, Tokens, by_length, encode, pad_windows
 
 # Keeps the slope of (1 - p)^gamma finite for gamma below 1.
 _TINY = 1e-6
@@ -173,6 +175,10 @@ class TextClassificationModule(TransformerModule):
         """Return each row's loss, scaled so that the mean over rows is the mean weighted by class."""
         return self._losses(outputs, batch, self.class_weights, smoothing=self.label_smoothing, gamma=self.focal_gamma)
 
+    def own_losses(self, outputs: Float[Tensor, "rows classes"], batch: Batch) -> Float[Tensor, " rows"]:
+        """Return each row's loss as if there were neither weights, smoothing, gamma, nor rows beside it."""
+        return self._losses(outputs, batch, weights=None, smoothing=0.0, gamma=0.0)
+
     # Evaluation
 
     @property
@@ -191,9 +197,9 @@ class TextClassificationModule(TransformerModule):
         return MetricCollection(_single_label_metrics(len(self.labels)))
 
     def evaluate(self, split: EvaluationSplit, batch: Batch) -> list[Tested]:
-        """Measure a batch; a row's own loss knows neither weights nor smoothing, nor the rows beside it."""
+        """Measure a batch."""
         logits = self.forward_batch(batch)
-        losses = self._losses(logits, batch, weights=None, smoothing=0.0, gamma=0.0)
+        losses = self.own_losses(logits, batch)
         self.log_loss(split, losses, len(losses))
         self.metrics_of(split).update(self.probabilities(logits), self._metric_labels(batch))
         labels = map(self.label_of, batch["labels"])
@@ -367,6 +373,114 @@ class TextClassificationModule(TransformerModule):
                 )
             )
         return found
+
+    # Accounting for what is said: texts and their labels, the rows of a training table, and the head
+
+    def asked(
+        self, texts: Sequence[Text], labels: Sequence[Label] | None = None, *, batch_size: int = 16
+    ) -> list[Batch]:
+        """Return texts with their class, classes or score.
+
+        Raises:
+            ConfigError: A label is none of the classes, not one, or no number where a score is asked for.
+        """
+        given = labels if labels is not None else [said.label for said in self.predict_texts(texts, batch_size)]
+        rows: list[dict[str, Any]] = [{"row": row, "label": self.target_of(label)} for row, label in enumerate(given)]
+        encoded = self.encode(texts)
+        for number, tokens in zip(encoded.row, encoded.sequences, strict=True):
+            for name, ids in tokens.items():
+                rows[number].setdefault(name, []).append(ids)
+        lengths = [sum(map(len, row["input_ids"])) for row in rows]
+        return [self.collate([rows[i] for i in some]) for some in by_length(lengths, batch_size)]
+
+    def target_of(self, label: Label) -> int | list[float]:
+        """Return a name, names or a score as the loss takes it: what `label_of` makes of it is the same again.
+
+        Raises:
+            ConfigError: It is none of the classes, not one, or no number where a score is asked for.
+        """
+        if self.problem_type == "regression":
+            if not isinstance(label, int | float):
+                raise ConfigError(f"expected a score, got {label!r}", where="labels")
+            return [float(label)]
+        given = label if isinstance(label, list) else [label]
+        names = [known_name(str(name), self.labels, "label") for name in given]
+        if self.problem_type == "multi_label":
+            return [float(name in names) for name in self.labels]
+        if len(names) != 1:
+            raise ConfigError(f"expected one class, got {label!r}", where="labels")
+        return self.labels.index(names[0])
+
+    def batch_columns(self, split: str) -> list[str]:
+        """Return the columns of a training table that make a batch; for other splits than `train` all that are read."""
+        names = [name for name in ("input_ids", "token_type_ids") if name in self.tokenizer.model_input_names]
+        return [*names, "label", *(["length", "text", "text_pair"] if split != "train" else [])]
+
+    def lengths(self, table: Any) -> Int[np.ndarray, "rows 1"]:
+        """Return the tokens of each row of a training table."""
+        return np.array(table["length"][:], dtype=np.int64).reshape(-1, 1)
+
+    def collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """Pad rows of a training table to a batch.
+
+        Raises:
+            ConfigError: The table's labels can't be the module's.
+        """
+        labels = [row["label"] for row in rows]
+        self._check_labels(labels)
+        names = [name for name in ("input_ids", "token_type_ids") if name in rows[0]]
+        return pad_windows(rows, names, self.baseline_id) | {"labels": torch.tensor(labels)}
+
+    def texts_of(self, rows: dict[str, list[Any]]) -> list[Text]:
+        """Return the texts, or pairs of texts, of rows of a training table."""
+        return [(text, pair) if pair else text for text, pair in zip(rows["text"], rows["text_pair"], strict=True)]
+
+    def given_of(self, rows: dict[str, list[Any]]) -> list[Label] | None:
+        """Return what a training table says of rows; None where it says nothing."""
+        if None in rows["label"]:
+            return None
+        self._check_labels(rows["label"])
+        return [self.label_of(torch.tensor(label)) for label in rows["label"]]
+
+    def head(self) -> nn.Linear:
+        """Return the linear layer that makes the logits.
+
+        Raises:
+            ConfigError: The last linear layer doesn't make as many.
+        """
+        linear = [part for part in self.model.modules() if isinstance(part, nn.Linear)]
+        if not linear or linear[-1].out_features != len(self.labels):
+            raise self._no_head()
+        return linear[-1]
+
+    def head_features(self, batch: Batch) -> Float[Tensor, "rows features"]:
+        """Return what the head reads of each row, the mean over its windows, with a 1 for its bias.
+
+        Raises:
+            ConfigError: The logits are not what the head makes of it.
+        """
+        features = read_by(self.head(), lambda: self(**self.inputs(batch)))
+        if features is None:
+            raise self._no_head()
+        return self.pool(features, batch["row"])
+
+    def _no_head(self) -> ConfigError:
+        return ConfigError(
+            "the logits are not what the last linear layer makes of what it reads",
+            where="layers",
+            mend=f"name layers, such as {', '.join(linear_layers(self)[-3:]) or 'the embeddings'}",
+        )
+
+    def _check_labels(self, labels: list[Any]) -> None:
+        count, single = len(self.labels), self.problem_type == "single_label"
+        if labels and (
+            isinstance(labels[0], list) == single or (max(labels) >= count if single else len(labels[0]) != count)
+        ):
+            raise ConfigError(
+                f"the table's labels are not those of the module, {', '.join(self.labels)} ({self.problem_type})",
+                where="train",
+                mend="give the data that it was trained on",
+            )
 
     def _predictions_of(self, logits: Float[Tensor, "rows classes"], batch: Batch) -> list[ClassificationPrediction]:
         texts = batch.get("text", [None] * len(logits))

@@ -26,7 +26,7 @@ from lit_nlp.modules.base import (
     token_scores,
 )
 from lit_nlp.modules.losses import cross_entropy
-from lit_nlp.targets import AttributionTarget, Place, Reading
+from lit_nlp.targets import AttributionTarget, Label, Place, Reading
 from lit_nlp.tokenization import IGNORED, Text, Tokens, by_length, check_texts, pad
 
 # The most probable tokens that are named beside one that is explained.
@@ -194,6 +194,10 @@ class TextToTextModule(TransformerModule):
         """Return each row's cross-entropy in nats, summed over its target."""
         return self._token_losses(outputs, batch, smoothing=self.label_smoothing).sum(1)
 
+    def own_losses(self, outputs: Float[Tensor, "rows target vocabulary"], batch: Batch) -> Float[Tensor, " rows"]:
+        """Return each row's cross-entropy without smoothing."""
+        return self._token_losses(outputs, batch, smoothing=0.0).sum(1)
+
     def loss_weight(self, batch: Batch) -> Tensor:
         """Return the number of target tokens: each counts the same, in whatever row it stands."""
         return (self.target_tokens(batch) != IGNORED).sum().clamp_min(1)
@@ -208,7 +212,7 @@ class TextToTextModule(TransformerModule):
 
     def evaluate(self, split: EvaluationSplit, batch: Batch) -> list[Generated]:
         """Measure the loss of the references, without smoothing, and what is written in their place."""
-        losses = self._token_losses(self.forward_batch(batch), batch, smoothing=0.0).sum(1)
+        losses = self.own_losses(self.forward_batch(batch), batch)
         self.log_loss(split, losses, self.loss_weight(batch))
         fitting = self.trainer.state.fn == TrainerFn.FITTING
         texts = self.generate(batch, num_beams=1 if fitting else None)
@@ -331,6 +335,46 @@ class TextToTextModule(TransformerModule):
         if names and not found:
             raise ConfigError(f"{contrast!r} is itself what was written", where="contrast", mend="name another token")
         return found
+
+    def asked(
+        self, texts: Sequence[Text], labels: Sequence[Label] | None = None, *, batch_size: int = 16
+    ) -> list[Batch]:
+        """Return the tokens that are written for each text, or those of `labels`, which are taken as written.
+
+        Special tokens, among them the end, aren't accounted for.
+
+        Raises:
+            ConfigError: A label is no text.
+        """
+        read = self._sources(texts)
+        with self.evaluating():
+            outputs = self._outputs(read, batch_size) if labels is None else self._tokens_of(labels)
+            written = self._written(read, outputs)
+        lengths = [sum(map(len, one.reading.inputs.values())) if any(one.places) else 0 for one in written]
+        return [self._asked([written[i] for i in some], some) for some in by_length(lengths, batch_size)]
+
+    def asked_losses(self, batch: Batch) -> Float[Tensor, " texts"]:
+        """Return the cross-entropy of what is written for each text, over all its tokens."""
+        targets = batch["targets"]
+        logits = self(**self.inputs(batch))[:, : targets.shape[1]]
+        return cross_entropy(logits.flatten(0, 1), targets.flatten()).view_as(targets).sum(1)
+
+    def _tokens_of(self, labels: Sequence[Label]) -> list[list[int]]:
+        texts = [label for label in labels if isinstance(label, str)]
+        if len(texts) < len(labels):
+            problem = f"expected texts, got {next(label for label in labels if not isinstance(label, str))!r}"
+            raise ConfigError(problem, where="labels", mend="leave them out to account for what the module writes")
+        return self.pairs.targets(texts).ids if texts else []
+
+    def _asked(self, written: Sequence[_Written], rows: list[int]) -> Batch:
+        """Return what a teacher lets the module read, and each token where its logits are."""
+        targets = [
+            [IGNORED] * one.first
+            + [token if place is not None else IGNORED for token, place in zip(one.ids, one.places, strict=True)]
+            for one in written
+        ]
+        padded = pad([{"input_ids": ids} for ids in targets], IGNORED)["input_ids"].to(self.device)
+        return {**self.pad([one.reading.inputs for one in written]), "row": torch.tensor(rows), "targets": padded}
 
     def _sources(self, texts: Sequence[Text]) -> list[str]:
         check_texts(texts)

@@ -1,3 +1,4 @@
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from lit_nlp import (
     TextClassificationModule,
     TranslationDataModule,
     TranslationModule,
+    cli,
 )
 from lit_nlp.errors import CheckpointError, ConfigError, UserError
 from lit_nlp.explain import influence
@@ -312,6 +314,15 @@ def test_rows_may_be_selected_beforehand(run: Run) -> None:
     assert some == pytest.approx([everything[5], everything[1], everything[2]], rel=1e-3, abs=1e-8)
 
 
+def test_checkpoints_of_one_step_count_once(run: Run, tmp_path: Path) -> None:
+    run.checkpoints = run.checkpoints[:2]
+    once = run.scores(ASKED)
+    again = tmp_path / "best.ckpt"
+    again.write_bytes(run.checkpoints[1].read_bytes())
+    run.checkpoints = [again, *run.checkpoints]
+    close(run.scores(ASKED), once)
+
+
 def test_no_text_has_no_influence(run: Run) -> None:
     assert influences(run.module, run.checkpoints, run.data.tables["train"], []) == []
 
@@ -492,7 +503,8 @@ def translating(tmp_path: Path) -> tuple[Any, Any, list[Path]]:
 def fitted(kind: Any, data: Any, backbone: str, folder: Path) -> tuple[Any, Any, list[Path]]:
     seed_everything(0, verbose=False)
     data.setup("fit")
-    module = kind(backbone, **data.facts, learning_rate=1e-2, warmup=0.0)
+    # Smoothing, since a score is to know nothing of it.
+    module = kind(backbone, **data.facts, learning_rate=1e-2, warmup=0.0, label_smoothing=0.2)
     keeper = ModelCheckpoint(folder / "run", save_top_k=-1, every_n_train_steps=1, filename="{step}")
     plain_trainer(callbacks=[keeper], enable_checkpointing=True, max_epochs=1).fit(module, data)
     return module.eval(), data, sorted((folder / "run").glob("step=*.ckpt"))
@@ -548,6 +560,10 @@ def test_an_answer_is_accounted_for_by_the_span_that_was_given(answering: Any) -
     assert found[0][0].where.startswith(f"{data.sources['train']}, line ")
 
 
+def of_pair(ids: list[int], labels: list[int]) -> Any:
+    return lambda other: len(labels) * other.model(input_ids=torch.tensor([ids]), labels=torch.tensor([labels])).loss
+
+
 def test_what_is_written_is_accounted_for_by_all_its_tokens(translating: Any) -> None:
     module, data, checkpoints = translating
     before = traces(module)
@@ -557,11 +573,6 @@ def test_what_is_written_is_accounted_for_by_all_its_tokens(translating: Any) ->
     found = influences(module, checkpoints, data.tables["train"], texts, data=data, top=99, batch_size=4)
     assert traces(module) == before
 
-    def of_pair(ids: list[int], labels: list[int]) -> Any:
-        return lambda other: (
-            len(labels) * other.model(input_ids=torch.tensor([ids]), labels=torch.tensor([labels])).loss
-        )
-
     asked = [of_pair(ids, labels) for ids, labels in zip(module.pairs.sources(texts).ids, written, strict=True)]
     rows = [of_pair(row["source_ids"], row["target_ids"]) for row in data.tables["train"]]
     name = influence._last_linear(module)
@@ -569,3 +580,84 @@ def test_what_is_written_is_accounted_for_by_all_its_tokens(translating: Any) ->
     expected = products(module, name, checkpoints, asked, rows)
     torch.testing.assert_close(torch.tensor(told(found, len(CORPUS))), expected, rtol=1e-3, atol=1e-5)
     assert {each.label for each in found[0]} <= {" ".join(text.split()[:3]) for text in CORPUS}
+
+
+def test_what_is_taken_as_written_may_be_given(translating: Any) -> None:
+    module, data, checkpoints = translating
+    texts, table = [CORPUS[0], "a film"], data.tables["train"]
+    given = [CORPUS[2], CORPUS[3]]
+    found = influences(module, checkpoints, table, texts, given, data=data, top=99)
+    shapes = zip(module.pairs.sources(texts).ids, module.pairs.targets(given).ids, strict=True)
+    asked = [of_pair(ids, module._without_end(labels)) for ids, labels in shapes]
+    rows = [of_pair(row["source_ids"], row["target_ids"]) for row in table]
+    expected = products(module, influence._last_linear(module), checkpoints, asked, rows)
+    torch.testing.assert_close(torch.tensor(told(found, len(CORPUS))), expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.fixture(params=["answering", "translating"])
+def other(request: pytest.FixtureRequest) -> tuple[Any, Any, list[Path], list[Any]]:
+    texts = {"answering": [("what", "a warm film"), ("why", CORPUS[1])], "translating": [CORPUS[0], "a film"]}
+    return (*request.getfixturevalue(request.param), texts[request.param])
+
+
+def test_rows_of_other_tasks_may_be_selected_beforehand(other: Any) -> None:
+    module, data, checkpoints, texts = other
+    table = data.tables["train"]
+    everything = told(influences(module, checkpoints, table, texts, data=data, top=99), len(table))
+    found = influences(module, checkpoints, table.select([5, 1, 2]), texts, data=data, top=99)
+    for some, scores, whole in zip(found, told(found, 3), everything, strict=True):
+        assert scores == pytest.approx([whole[5], whole[1], whole[2]], rel=1e-3, abs=1e-6)
+        assert {each.where for each in some} <= {table[row]["where"] for row in (5, 1, 2)}
+
+
+def test_what_other_tasks_dont_take_is_refused(other: Any) -> None:
+    module, data, checkpoints, texts = other
+    table = data.tables["train"]
+
+    def refusal(train: Any = table, **changes: Any) -> str:
+        with pytest.raises(ConfigError) as caught:
+            influences(module, checkpoints, train, **{"texts": texts, "data": data, **changes})
+        return str(caught.value)
+
+    before = traces(module)
+    assert refusal(batch_size=0) == "batch_size: expected a number above 0, got 0"
+    assert refusal(top=0) == "top: expected a number above 0, got 0"
+    assert refusal(labels=["one"]) == "labels: there are 2 texts but 1 labels"
+    assert refusal(labels=[1.0, 2.0]).startswith("labels: ")
+    assert 'give data.tables["train"]' in refusal(table.remove_columns("where"))
+    assert "no rows with labels" in refusal(table.select([]))
+    assert "influence needs the training data" in refusal(data=None)
+    if isinstance(module, QuestionAnsweringModule):
+        assert refusal(labels=["warm", "film"]).endswith("is accounted for, and no other; leave them out")
+    assert traces(module) == before
+
+
+def test_a_batch_of_training_rows_is_forgotten_before_the_next_but_one(
+    other: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, data, checkpoints, texts = other
+    collate, made = data.collate, []
+
+    def counting(rows: Any) -> Any:
+        assert sum(ids() is not None for ids in made) <= 1
+        batch = collate(rows)
+        made.append(weakref.ref(batch["input_ids"]))
+        return batch
+
+    monkeypatch.setattr(data, "collate", counting)
+    influences(module, checkpoints, data.tables["train"], texts, data=data, batch_size=1)
+    assert len(made) == len(CORPUS) * len(checkpoints)
+
+
+# What the command asks for
+
+
+def test_the_error_of_a_score_is_that_from_what_the_data_says(bert: str, tmp_path: Path) -> None:
+    run = Run(bert, tmp_path, rows_of([i / 4 for i in range(6)]), problem_type="regression")
+    drawn = run.data.drawn("val", 2)
+    found = cli._influences(run.module, run.data, str(run.checkpoints[0]), drawn, batch_size=4)
+    expected = influences(run.module, run.checkpoints, run.data.tables["train"], drawn.texts, drawn.given)
+    assert list(found) == drawn.rows
+    for some, others in zip(found.values(), expected, strict=True):
+        assert [each["row"] for each in some] == [each.row for each in others]
+        assert [each["score"] for each in some] == pytest.approx([each.score for each in others], rel=1e-3)

@@ -503,6 +503,23 @@ def test_the_log_probabilities_of_the_tokens_add_up_to_the_loss(writer: Any) -> 
         assert scored(writer, of_row) == pytest.approx([math.log(target.probability) for target in of_row], rel=1e-4)
 
 
+def test_what_is_accounted_for_of_a_text_is_what_is_explained_of_it(writer: Any) -> None:
+    for given in (GERMAN, None):
+        targets = writer.attribution_targets(CORPUS, outputs=given, batch_size=4)
+        expected = torch.zeros(len(CORPUS))
+        for target in targets:
+            expected[target.row] -= math.log(target.probability)
+        batches = writer.asked(CORPUS, given, batch_size=4)
+        found = torch.zeros(len(CORPUS))
+        for batch in batches:
+            with writer.attributing():
+                found[batch["row"]] = writer.asked_losses(batch).detach()
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        assert sorted(row for batch in batches for row in batch["row"].tolist()) == sorted({t.row for t in targets})
+    with pytest.raises(ConfigError, match=r"labels: expected texts, got 3; leave them out"):
+        writer.asked(["a", "b"], ["c", 3])
+
+
 def test_the_five_most_probable_tokens_are_named_with_their_probabilities(writer: Any) -> None:
     for target in writer.attribution_targets(CORPUS[:2], outputs=GERMAN[:2]):
         (reading,) = target.readings
