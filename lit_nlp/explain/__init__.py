@@ -2,7 +2,7 @@
 
 from lit_nlp.explain.attribution import Attribution, attribute, games
 from lit_nlp.explain.comparison import compare_methods
-from lit_nlp.explain.faithfulness import Comparison, Faithfulness, compare, faithfulness, table
+from lit_nlp.explain.faithfulness import Comparison, Faithfulness, compare, measure, table
 from lit_nlp.explain.influence import Influence, influences
 from lit_nlp.explain.methods import METHODS
 from lit_nlp.explain.rationales import Rationale, read_rationales
@@ -20,9 +20,9 @@ __all__ = [
     "attribute",
     "compare",
     "compare_methods",
-    "faithfulness",
     "games",
     "influences",
+    "measure",
     "read_rationales",
     "table",
     "write_report",

@@ -17,8 +17,8 @@ from lit_nlp.explain.faithfulness import (
     Faithfulness,
     Remembered,
     compare,
-    faithfulness,
     max_sensitivity,
+    measure,
 )
 from lit_nlp.explain.methods import METHODS
 from lit_nlp.explain.rationales import Rationale
@@ -88,7 +88,7 @@ def compare_methods(
             marked = rationales[targets[i].row] if rationales is not None else None
             for method, attributions in found.items():
                 rationale = None if marked is None else marked.words_of(attributions[i])
-                measured = faithfulness(remembered, _scores(attributions[i]), rationale=rationale, seed=seed)
+                measured = measure(remembered, _scores(attributions[i]), rationale=rationale, seed=seed)
                 if measured is not None and sensitivity:
                     chosen = {name: shared[name] for name in _OF_EXPLANATION if name in shared}
                     explain, embeddings = explanation(module, targets[i], method=method, **chosen)

@@ -129,7 +129,7 @@ class Faithfulness:
     plausibility: Plausibility | None = None
 
 
-def faithfulness(
+def measure(
     game: Game,
     scores: Scores,
     *,
@@ -469,7 +469,7 @@ class Comparison:
 def compare(
     results: Mapping[str, Sequence[Faithfulness | None]], *, texts: Sequence[int] | None = None, seed: int = 0
 ) -> Comparison:
-    """Compare methods by what `faithfulness` found of the same texts, in the same order.
+    """Compare methods by what `measure` found of the same texts, in the same order.
 
     A method is trusted that ranks best by its means over comprehensiveness, sufficiency, deletion and insertion among
     those that are surely better than random scores by three of these four at least, and surely worse by none.

@@ -17,11 +17,11 @@ from lit_nlp.explain.faithfulness import (
     compare,
     comprehensiveness,
     deletion,
-    faithfulness,
     infidelity,
     insertion,
     log_odds,
     max_sensitivity,
+    measure,
     plausibility,
     random_scores,
     rationale_words,
@@ -117,9 +117,9 @@ def test_long_texts_are_removed_in_twenty_steps(words, points):
 
 def test_no_order_of_an_additive_text_beats_that_of_its_weights():
     game = Additive([0.2, -0.03, 0.11, 0.07, 0.15])
-    best = faithfulness(game, game.weights)
+    best = measure(game, game.weights)
     for order in itertools.permutations(range(5)):
-        other = faithfulness(game, torch.tensor(order).double())
+        other = measure(game, torch.tensor(order).double())
         for name in ("comprehensiveness", "sufficiency", "log_odds", "deletion", "insertion", "tau_loo"):
             sign = 1 if METRICS[name].higher else -1
             assert sign * METRICS[name].of(best) >= sign * METRICS[name].of(other) - 1e-12
@@ -243,14 +243,14 @@ def test_large_scores_are_ranked_as_well_as_small_ones():
 
 def test_without_marked_words_there_is_no_plausibility():
     assert plausibility(tensor(1.0, 2.0), torch.tensor([False, False])) is None
-    assert faithfulness(Additive([0.1]), tensor(1.0)).plausibility is None
+    assert measure(Additive([0.1]), tensor(1.0)).plausibility is None
 
 
 def test_all_figures_are_those_of_their_functions():
     game, scores = Additive([0.3, -0.1, 0.2], shares=[0.2, 0.05, 0.3]), tensor(0.4, 0.1, -0.2)
     marked = torch.tensor([True, False, False])
     softly = soft_erasure(game, scores, samples=5, seed=3)
-    assert faithfulness(game, scores, rationale=marked, soft_samples=5, infidelity_samples=7, seed=3) == Faithfulness(
+    assert measure(game, scores, rationale=marked, soft_samples=5, infidelity_samples=7, seed=3) == Faithfulness(
         words=3,
         comprehensiveness=comprehensiveness(game, scores),
         sufficiency=sufficiency(game, scores),
@@ -269,21 +269,21 @@ def test_the_seed_decides_on_the_draws_and_the_caller_keeps_its_own():
     game, scores = Conjunction([0.3, 0.1, 0.2]), tensor(0.4, 0.1, 0.3)
     torch.manual_seed(7)
     state = torch.get_rng_state()
-    first = faithfulness(game, scores, seed=1)
+    first = measure(game, scores, seed=1)
     assert torch.equal(state, torch.get_rng_state())
-    assert faithfulness(game, scores, seed=1) == first
-    assert faithfulness(game, scores, seed=2).infidelity != first.infidelity
+    assert measure(game, scores, seed=1) == first
+    assert measure(game, scores, seed=2).infidelity != first.infidelity
 
 
 def test_a_text_is_played_in_two_calls_and_each_coalition_once():
     game = Additive(TEN)
     known = Remembered(game)
-    faithfulness(known, game.weights, infidelity_samples=16)
+    measure(known, game.weights, infidelity_samples=16)
     # One, ten without a word, at most sixteen at random | none, all, nine top ones and what these leave.
     assert game.calls == 2
     assert game.played <= 1 + 10 + 16 + 20
     before = game.played
-    faithfulness(known, game.weights, infidelity_samples=16)
+    measure(known, game.weights, infidelity_samples=16)
     assert game.played == before
 
 
@@ -300,7 +300,7 @@ def finite(found: list[Faithfulness]) -> None:
 
 
 def test_a_text_of_one_word_has_every_figure_but_ranks():
-    found = faithfulness(Additive([0.6]), tensor(-1.0), rationale=torch.tensor([True]))
+    found = measure(Additive([0.6]), tensor(-1.0), rationale=torch.tensor([True]))
     assert (found.comprehensiveness, found.sufficiency) == pytest.approx((0.6, 0.0))
     assert found.tau_loo is None
     assert found.plausibility == Plausibility(1.0, 1.0, 1.0)
@@ -308,12 +308,12 @@ def test_a_text_of_one_word_has_every_figure_but_ranks():
 
 
 def test_a_text_without_words_is_left_out():
-    assert faithfulness(Additive([]), torch.zeros(0)) is None
+    assert measure(Additive([]), torch.zeros(0)) is None
     assert random_scores(0, seed=0).tolist() == []
 
 
 def test_a_module_that_does_not_read_gives_no_nan():
-    found = [faithfulness(Mute(4), scores) for scores in (torch.zeros(4), random_scores(4, 0))]
+    found = [measure(Mute(4), scores) for scores in (torch.zeros(4), random_scores(4, 0))]
     finite(found)
     assert {each.comprehensiveness for each in found} == {0.0}
 
@@ -322,7 +322,7 @@ def test_scores_that_cannot_be_ranked_are_refused():
     with pytest.raises(ValueError, match="a score for each of 2 words, one at least, got 3"):
         comprehensiveness(Additive([0.1, 0.2]), torch.zeros(3))
     with pytest.raises(ValueError, match="finite scores"):
-        faithfulness(Additive([0.1, 0.2]), tensor(math.nan, 1.0))
+        measure(Additive([0.1, 0.2]), tensor(math.nan, 1.0))
 
 
 def test_random_scores_are_those_of_their_seed():
@@ -338,7 +338,7 @@ def results(texts=30, words=12):
         weights = random_scores(words, 1000 + seed).abs()
         game = Remembered(Additive((0.8 * weights / weights.sum()).tolist()))
         for name, scores in ("true", weights), ("turned", -weights), ("random", random_scores(words, seed)):
-            found[name].append(faithfulness(game, scores))
+            found[name].append(measure(game, scores))
     return found
 
 
@@ -391,7 +391,7 @@ def test_few_texts_prove_nothing():
 
 @cache
 def two_words() -> Faithfulness:
-    return faithfulness(Additive([0.1, 0.2]), tensor(1.0, 2.0))
+    return measure(Additive([0.1, 0.2]), tensor(1.0, 2.0))
 
 
 def constant(value: float) -> Faithfulness:
