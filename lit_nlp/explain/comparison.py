@@ -1,6 +1,6 @@
 """Several methods on the same texts: their attributions, and which of them are true of the model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,6 @@ from lit_nlp.errors import ConfigError, known_name
 from lit_nlp.explain.attribution import Attribution, credited, explanation, games, targets_of
 from lit_nlp.explain.explainable import Explainable
 from lit_nlp.explain.faithfulness import (
-    METRICS,
     RANDOM,
     Comparison,
     Faithfulness,
@@ -24,9 +23,7 @@ from lit_nlp.explain.methods import METHODS
 from lit_nlp.explain.rationales import Rationale
 from lit_nlp.tokenization import Text
 
-_CURVES = ("deletion", "insertion")
 _OF_EXPLANATION = ("baseline", "layer", "head", "samples", "seed", "batch_size")
-_GRID = torch.linspace(0, 1, 11, dtype=torch.double)
 
 
 def compare_methods(
@@ -44,7 +41,7 @@ def compare_methods(
     rationales: Sequence[Rationale | None] | None = None,
     progress: bool = False,
     **options: Any,
-) -> tuple[list[Attribution], Comparison, dict[str, Any]]:
+) -> tuple[list[Attribution], Comparison]:
     """Explain texts by several methods, and measure each beside random scores.
 
     Args:
@@ -63,7 +60,7 @@ def compare_methods(
         options: More arguments of `attribute`.
 
     Returns:
-        The attributions, method by method; how the methods compare; and the same as `write_report` draws it.
+        The attributions, method by method, and how the methods compare.
 
     Raises:
         ConfigError: A method stands twice, or is unknown; or the module gives numbers, which have no probability.
@@ -95,44 +92,8 @@ def compare_methods(
                     measured = replace(measured, max_sensitivity=max_sensitivity(explain, embeddings, seed=seed))
                 results[method].append(measured)
     comparison = compare(results, texts=[target.row for target in targets], seed=seed)
-    return [each for method in found for each in found[method]], comparison, drawn(comparison, results)
-
-
-def drawn(comparison: Comparison, results: Mapping[str, Sequence[Faithfulness | None]]) -> dict[str, Any]:
-    """Return a comparison as `write_report` takes it, with the mean of each method's curves."""
-    metrics = [name for name in METRICS if any(name in figures for figures in comparison.figures.values())]
-    return {
-        "metrics": metrics,
-        "methods": {
-            method: {
-                name: {"mean": each.value.mean, "low": each.value.low, "high": each.value.high}
-                for name, each in figures.items()
-            }
-            for method, figures in comparison.figures.items()
-        },
-        "curves": {
-            method: {name: _mean_curve([getattr(each, name) for each in texts if each]) for name in _CURVES}
-            for method, texts in results.items()
-        },
-        "trusted": comparison.trusted,
-        "reason": comparison.reason,
-    }
+    return [each for method in found for each in found[method]], comparison
 
 
 def _scores(attribution: Attribution) -> torch.Tensor:
     return torch.tensor([word.score for word in attribution.words + attribution.pair_words], dtype=torch.double)
-
-
-def _mean_curve(curves: Sequence[Any]) -> list[list[float]]:
-    """Return the mean of curves with steps of their own, at common shares of the words."""
-    if not curves:
-        return []
-    on_grid = torch.stack([_interpolated(curve.shares, curve.probabilities) for curve in curves])
-    return [[share, probability] for share, probability in zip(_GRID.tolist(), on_grid.mean(0).tolist(), strict=True)]
-
-
-def _interpolated(shares: list[float], probabilities: list[float]) -> torch.Tensor:
-    x, y = torch.tensor(shares, dtype=torch.double), torch.tensor(probabilities, dtype=torch.double)
-    right = torch.searchsorted(x, _GRID).clamp(1, len(x) - 1)
-    weight = (_GRID - x[right - 1]) / (x[right] - x[right - 1])
-    return torch.lerp(y[right - 1], y[right], weight)

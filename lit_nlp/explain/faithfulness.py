@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
+from statistics import fmean
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -26,6 +27,7 @@ Scores = Float[Tensor, " words"]
 RANDOM = "random"
 PERCENTS = (1, 5, 10, 20, 50)
 _STEPS = 20
+_SHARES = torch.linspace(0, 1, _STEPS + 1, dtype=torch.double)  # at which a mean curve is drawn
 _IOU = 0.5
 
 
@@ -83,7 +85,7 @@ class Curve:
     Attributes:
         shares: The shares of the words, from 0 to 1.
         probabilities: Of the target, at each.
-        area: Under the curve, by the trapezoid rule; between 0 and 1.
+        area: Under the curve, by the trapezoid rule; between 0 and 1. Of a mean curve, the mean of the areas.
     """
 
     shares: list[float]
@@ -417,6 +419,10 @@ METRICS: dict[str, Metric] = {
     "iou_f1": Metric(lambda text: text.plausibility.iou_f1 if text.plausibility else None, higher=True),
 }
 DECISIVE = ("comprehensiveness", "sufficiency", "deletion", "insertion")
+CURVES: dict[str, Callable[[Faithfulness], Curve]] = {
+    "deletion": lambda text: text.deletion,
+    "insertion": lambda text: text.insertion,
+}
 _ENOUGH = 3
 
 
@@ -454,6 +460,7 @@ class Comparison:
     Attributes:
         texts: How many texts were compared.
         figures: By method and metric; a metric that isn't defined for any text is left out.
+        curves: By method, and by the names `deletion` and `insertion`, the mean over texts.
         ranks: Of each method, from 1 (the best), by its means: the average over `DECISIVE`.
         trusted: The method to trust for this model, or None.
         reason: Why, in one sentence.
@@ -461,9 +468,20 @@ class Comparison:
 
     texts: int
     figures: dict[str, dict[str, Figure]]
+    curves: dict[str, dict[str, Curve]]
     ranks: dict[str, float]
     trusted: str | None
     reason: str
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods, the best-ranked first."""
+        return sorted(self.figures, key=lambda method: self.ranks.get(method, math.inf))
+
+    @property
+    def metrics(self) -> dict[str, Metric]:
+        """The metrics for which there is a figure, by name."""
+        return {name: metric for name, metric in METRICS.items() if any(name in each for each in self.figures.values())}
 
 
 def compare(
@@ -499,9 +517,13 @@ def compare(
     by_method = dict(zip(results, columns, strict=True))
     kept = [number for _, number in rows]
     figures = _figures(by_method, kept, seed)
+    curves = {
+        method: {name: _mean_curve([of(each) for each in found], kept) for name, of in CURVES.items() if found}
+        for method, found in by_method.items()
+    }
     ranks = _ranks(figures) if rows else {}
     trusted, reason = _trusted(figures, ranks, len(set(kept)))
-    return Comparison(len(set(kept)), figures, ranks, trusted, reason)
+    return Comparison(len(set(kept)), figures, curves, ranks, trusted, reason)
 
 
 def table(comparison: Comparison, metrics: Sequence[str] = tuple(METRICS)) -> str:
@@ -511,10 +533,9 @@ def table(comparison: Comparison, metrics: Sequence[str] = tuple(METRICS)) -> st
         comparison: What to show.
         metrics: Its columns; those without a figure are left out.
     """
-    methods = sorted(comparison.figures, key=lambda method: comparison.ranks.get(method, math.inf))
-    shown = [metric for metric in metrics if any(metric in comparison.figures[method] for method in methods)]
-    head = ["method", *(f"{metric} {'↑' if METRICS[metric].higher else '↓'}" for metric in shown)]
-    rows = [[method, *(_cell(comparison.figures[method].get(metric)) for metric in shown)] for method in methods]
+    shown = {metric: comparison.metrics[metric] for metric in metrics if metric in comparison.metrics}
+    head = ["method", *(f"{name} {'↑' if metric.higher else '↓'}" for name, metric in shown.items())]
+    rows = [[method, *(_cell(comparison.figures[method].get(name)) for name in shown)] for method in comparison.methods]
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = [head, ["-" * width for width in widths], *rows]
     drawn = [
@@ -555,11 +576,28 @@ def _figures(
     return figures
 
 
+def _mean_curve(curves: Sequence[Curve], texts: Sequence[int]) -> Curve:
+    """Return the mean of curves with steps of their own, at common shares of the words."""
+    at_shares = zip(*(_interpolated(curve).tolist() for curve in curves), strict=True)
+    return Curve(
+        _SHARES.tolist(),
+        [fmean(_by_text(probabilities, texts)) for probabilities in at_shares],
+        fmean(_by_text([curve.area for curve in curves], texts)),
+    )
+
+
+def _interpolated(curve: Curve) -> Float[Tensor, " shares"]:
+    x, y = _tensor(curve.shares), _tensor(curve.probabilities)
+    right = torch.searchsorted(x, _SHARES).clamp(1, len(x) - 1)
+    weight = (_SHARES - x[right - 1]) / (x[right] - x[right - 1])
+    return torch.lerp(y[right - 1], y[right], weight)
+
+
 def _less(values: Sequence[float | None], others: Sequence[float | None]) -> list[float | None]:
     return [None if a is None or b is None else a - b for a, b in zip(values, others, strict=True)]
 
 
-def _tensor(values: Sequence[float]) -> Float[Tensor, " texts"]:
+def _tensor(values: Sequence[float]) -> Float[Tensor, " values"]:
     return torch.tensor(values, dtype=torch.double)
 
 
@@ -569,7 +607,7 @@ def _by_text(values: Sequence[float | None], texts: Sequence[int]) -> list[float
     for value, text in zip(values, texts, strict=True):
         if value is not None:
             grouped.setdefault(text, []).append(value)
-    return [math.fsum(some) / len(some) for some in grouped.values()]
+    return [fmean(some) for some in grouped.values()]
 
 
 def _verdict(

@@ -11,6 +11,7 @@ import torch
 from lit_nlp.errors import ConfigError
 from lit_nlp.explain.faithfulness import (
     METRICS,
+    Curve,
     Faithfulness,
     Plausibility,
     Remembered,
@@ -464,6 +465,20 @@ def test_an_undefined_figure_is_left_out_of_its_mean():
     defined, undefined = constant(0.5), replace(constant(0.5), tau_loo=None)
     found = compare({"random": [defined, undefined], "method": [defined, defined]}).figures["method"]["tau_loo"]
     assert (found.value.texts, found.over_random.texts) == (2, 1)
+
+
+def test_mean_curves_and_their_areas_count_a_text_once():
+    def falling(shares: list[float], probabilities: list[float], area: float) -> Faithfulness:
+        return replace(two_words(), deletion=Curve(shares, probabilities, area))
+
+    # Two tokens of one text, and a text of one token and with steps of its own.
+    tokens = [falling([0.0, 0.5, 1.0], [full, 0.0, 0.0], full / 4) for full in (1.0, 0.5)]
+    given = [*tokens, falling([0.0, 1.0], [0.25, 0.25], 0.25)]
+    found = compare({"random": given, "method": given}, texts=[0, 0, 1])
+    curve = found.curves["method"]["deletion"]
+    at = dict(zip(curve.shares, curve.probabilities, strict=True))
+    assert [at[0.0], at[0.25], at[0.5], at[1.0]] == pytest.approx([0.5, 0.3125, 0.125, 0.125])
+    assert curve.area == found.figures["method"]["deletion"].value.mean == pytest.approx((0.1875 + 0.25) / 2)
 
 
 def test_the_floor_and_the_same_texts_are_asked_for():
