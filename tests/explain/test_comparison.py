@@ -1,4 +1,5 @@
 import pytest
+from scipy.stats import kendalltau
 
 from lit_nlp.errors import ConfigError
 from lit_nlp.explain import compare_methods
@@ -20,9 +21,22 @@ def test_on_a_model_of_sums_ablation_beats_random_scores_and_is_trusted():
     assert [each.method for each in attributions] == ["feature_ablation"] * 12 + ["random"] * 12
     assert [each.row for each in attributions] == [*range(12)] * 2
     assert comparison.trusted == "feature_ablation"
-    assert comparison.figures["feature_ablation"]["tau_loo"].value.mean == pytest.approx(1)  # it is leaving one out
     ablation, chance = (comparison.figures[name]["comprehensiveness"].value for name in ("feature_ablation", "random"))
     assert ablation.mean > chance.high
+
+
+def test_tau_is_that_with_the_changes_told_by_the_weights():
+    module = fakes.bag()
+    texts = ["the film is very good .", "a dull plot", "bad film", "was great !"]
+    attributions, comparison = compare_methods(module, texts, ["saliency"], target="positive")
+    table, weight = module.model.embedding.weight.detach(), module.model.head.weight[2].detach()
+    changes = dict(zip(fakes.VOCABULARY, ((table - table[fakes.PAD]) @ weight).tolist(), strict=True))
+    taus = [
+        kendalltau([word.score for word in each.words], [changes[word.text] for word in each.words]).statistic
+        for each in attributions
+        if each.method == "random"
+    ]
+    assert comparison.figures["random"]["tau_loo"].value.mean == pytest.approx(sum(taus) / len(taus), abs=1e-6)
 
 
 def test_the_mean_curves_begin_and_end_with_the_probability_of_all_words_and_of_none():
