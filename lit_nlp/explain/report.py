@@ -210,7 +210,7 @@ def write_report(
     if pictured:
         from lit_nlp.explain.picture import write_picture  # matplotlib is slow to import
 
-        write_picture(pictured, folder / f"row-{png}.png")
+        write_picture(pictured, folder / f"row-{png}.png", trusted=comparison.trusted if comparison else None)
     return folder / "index.html"
 
 
@@ -231,7 +231,8 @@ def render(
         lstrip_blocks=True,
     )
     environment.filters |= {"signed": signed, "short": short, "percent": percent, "level": level, "plain": plain}
-    cards = to_cards(attributions, trusted=comparison and comparison.trusted, influences=influences or {})
+    trusted = comparison.trusted if comparison else None
+    cards = to_cards(attributions, trusted=trusted, influences=influences or {})
     style, script = (Markup((_TEMPLATES / name).read_text("utf-8")) for name in ("report.css", "report.js"))
     compact = partial(json.dumps, ensure_ascii=False, separators=(",", ":"), default=vars)
     return environment.get_template("report.html.j2").render(
