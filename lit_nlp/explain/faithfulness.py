@@ -418,6 +418,8 @@ METRICS: dict[str, Metric] = {
     "token_f1": Metric(lambda text: text.plausibility.token_f1 if text.plausibility else None, higher=True),
     "iou_f1": Metric(lambda text: text.plausibility.iou_f1 if text.plausibility else None, higher=True),
 }
+# A method by a metric that is 1 whatever the model: both are what is lost with one word alone.
+BY_DEFINITION = ("feature_ablation", "tau_loo")
 DECISIVE = ("comprehensiveness", "sufficiency", "deletion", "insertion")
 CURVES: dict[str, Callable[[Faithfulness], Curve]] = {
     "deletion": lambda text: text.deletion,
@@ -535,7 +537,10 @@ def table(comparison: Comparison, metrics: Sequence[str] = tuple(METRICS)) -> st
     """
     shown = {metric: comparison.metrics[metric] for metric in metrics if metric in comparison.metrics}
     head = ["method", *(f"{name} {'↑' if metric.higher else '↓'}" for name, metric in shown.items())]
-    rows = [[method, *(_cell(comparison.figures[method].get(name)) for name in shown)] for method in comparison.methods]
+    rows = [
+        [method, *(_cell(comparison.figures[method].get(name), (method, name) == BY_DEFINITION) for name in shown)]
+        for method in comparison.methods
+    ]
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = [head, ["-" * width for width in widths], *rows]
     drawn = [
@@ -543,15 +548,16 @@ def table(comparison: Comparison, metrics: Sequence[str] = tuple(METRICS)) -> st
     ]
     legend = (
         "Means [95 % bootstrap intervals]; + better and − worse than random scores by a paired sign-flip test at"
-        f" {100 * LEVEL:.0f} %, corrected for the number of methods (Holm)."
+        f" {100 * LEVEL:.0f} %, corrected for the number of methods (Holm); = is 1 by definition, since"
+        " feature_ablation is leaving one word out."
     )
     return "\n".join([*drawn, "", legend, comparison.reason, ""])
 
 
-def _cell(figure: Figure | None) -> str:
+def _cell(figure: Figure | None, by_definition: bool) -> str:
     if figure is None:
         return ""
-    mark = {"better": " +", "worse": " −", "open": ""}[figure.verdict]
+    mark = " =" if by_definition else {"better": " +", "worse": " −", "open": ""}[figure.verdict]
     return f"{figure.value.mean:.3f} [{figure.value.low:.3f}, {figure.value.high:.3f}]{mark}"
 
 

@@ -23,7 +23,7 @@ from markupsafe import Markup
 
 from lit_nlp.errors import ConfigError
 from lit_nlp.explain.attribution import Attribution
-from lit_nlp.explain.faithfulness import Comparison, Curve
+from lit_nlp.explain.faithfulness import BY_DEFINITION, Comparison, Curve
 from lit_nlp.explain.methods import METHODS
 from lit_nlp.explain.words import Word
 from lit_nlp.files import write_jsonl, write_text
@@ -246,6 +246,7 @@ def render(
         converged=[each.converged for each in attributions if each.converged is not None],
         overview=overview(cards),
         comparison=comparison,
+        by_definition=BY_DEFINITION,
         charts=[chart(name, comparison) for name in _CHARTS] if comparison else [],
         labels=sorted({name for card in cards for name in card.labels}),
         predicted=sorted({name for card in cards for name in card.predicted}),

@@ -513,6 +513,16 @@ def test_the_table_is_markdown_with_the_best_method_first():
     assert len({len(line) for line in lines[:5]}) == 1
 
 
+def test_the_rank_correlation_of_ablation_is_marked_as_no_merit():
+    given = results()
+    found = compare({"random": given["random"], "feature_ablation": given["true"]})
+    lines = table(found, ["deletion", "tau_loo"]).splitlines()
+    assert found.figures["feature_ablation"]["tau_loo"].value.mean == pytest.approx(1)
+    assert lines[2].endswith("] = |")
+    assert "] + |" in lines[2]
+    assert lines[-2].endswith("= is 1 by definition, since feature_ablation is leaving one word out.")
+
+
 # Sensitivity
 
 

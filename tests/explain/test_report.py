@@ -347,6 +347,7 @@ def test_the_comparison_tells_verdicts_in_words_and_which_way_is_better(tmp_path
     # Whatever the intervals, cells say what the comparison says.
     assert "occlusion trusted 0.500 0.400 to 0.600 better than random – attention" in text
     assert "attention 0.250 0.150 to 0.350 not told apart from random 0.500 0.400 to 0.600 worse than random" in text
+    assert "which favours methods that blank words themselves, such as feature ablation." in text
     assert "random floor 0.125 0.025 to 0.225 -0.250 -0.350 to -0.150 Each cell" in text
 
 
@@ -358,6 +359,13 @@ def test_the_charts_hold_the_mean_curves_and_the_areas_of_the_table(tmp_path):
     assert "occlusion area 0.312" in squeezed(shown.text)
     without = replace(COMPARISON, curves={method: {} for method in COMPARISON.figures})
     assert page(tmp_path, [attribution("good")], comparison=without).all("polyline") == []
+
+
+def test_what_is_1_by_definition_is_told_so(tmp_path):
+    figures = {"feature_ablation": {"deletion": figure(0.25, "better"), "tau_loo": figure(1.0, "better")}}
+    comparison = replace(COMPARISON, figures=figures, curves={"feature_ablation": {}})
+    text = squeezed(page(tmp_path, [attribution("good")], comparison=comparison).text)
+    assert "0.250 0.150 to 0.350 better than random 1.000 0.900 to 1.100 1 by definition Each cell" in text
 
 
 def test_a_comparison_of_nothing_is_told(tmp_path):
