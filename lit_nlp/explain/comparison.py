@@ -5,10 +5,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 from tqdm import tqdm
 
 from lit_nlp.errors import ConfigError, known_name
 from lit_nlp.explain.attribution import Attribution, credited, explanation, games, targets_of
+from lit_nlp.explain.batch import Game
 from lit_nlp.explain.explainable import Explainable
 from lit_nlp.explain.faithfulness import (
     RANDOM,
@@ -81,11 +84,12 @@ def compare_methods(
         played = games(module, targets, baseline=baseline, batch_size=batch_size)
         bar = tqdm(played, total=len(targets), disable=not progress, desc="measuring", unit="target")
         for i, game in enumerate(bar):
-            remembered = Remembered(game)
+            read = _read(game)
+            remembered = Remembered(game.of(read))
             marked = rationales[targets[i].row] if rationales is not None else None
             for method, attributions in found.items():
-                rationale = None if marked is None else marked.words_of(attributions[i])
-                measured = measure(remembered, _scores(attributions[i]), rationale=rationale, seed=seed)
+                rationale = None if marked is None else marked.words_of(attributions[i])[read]
+                measured = measure(remembered, _scores(attributions[i])[read], rationale=rationale, seed=seed)
                 if measured is not None and sensitivity:
                     chosen = {name: shared[name] for name in _OF_EXPLANATION if name in shared}
                     explain, embeddings = explanation(module, targets[i], method=method, **chosen)
@@ -95,5 +99,10 @@ def compare_methods(
     return [each for method in found for each in found[method]], comparison
 
 
-def _scores(attribution: Attribution) -> torch.Tensor:
+def _read(game: Game) -> Int[Tensor, " words"]:
+    """The words that the model reads: not those that are cut off, stand in another window, or are written later."""
+    return torch.stack([reading.heard[0] for reading in game.readings]).any(0).nonzero()[:, 0]
+
+
+def _scores(attribution: Attribution) -> Float[Tensor, " words"]:
     return torch.tensor([word.score for word in attribution.words + attribution.pair_words], dtype=torch.double)

@@ -140,6 +140,13 @@ def measure(
 ) -> Faithfulness | None:
     """Measure one text's scores by all figures; None where the text has no words.
 
+    The figures come from classifiers. For other tasks, `compare_methods` adapts them:
+
+    - of an answer, the probability is that of its span, fixed, in the window that gave it;
+    - of what is written, each token is a text by itself, and its probability is that given the source and the tokens
+      before it, as they were written (teacher forcing); the tokens of one text count once, by their mean;
+    - the words are those that the model reads: of the answer's window, or of the source and what is written before.
+
     Args:
         game: The text; a `Remembered` one, where several methods explain it.
         scores: Of its words; positive ones speak for the target.

@@ -2,7 +2,7 @@ import pytest
 from scipy.stats import kendalltau
 
 from lit_nlp.errors import ConfigError
-from lit_nlp.explain import compare_methods
+from lit_nlp.explain import Rationale, compare_methods
 from lit_nlp.explain.attribution import explanation
 from tests.explain import fakes
 
@@ -37,6 +37,18 @@ def test_tau_is_that_with_the_changes_told_by_the_weights():
         if each.method == "random"
     ]
     assert comparison.figures["random"]["tau_loo"].value.mean == pytest.approx(sum(taus) / len(taus), abs=1e-6)
+
+
+def test_words_that_are_not_read_do_not_count():
+    long, short = "good bad dull warm film plot never !", "good bad dull warm"
+    found = [
+        compare_methods(fakes.bag(max_length=6), [text], ["saliency"], rationales=[Rationale([(5, 8)])])[1]
+        for text in (long, short)
+    ]
+    figures = [each.figures["saliency"] for each in found]
+    assert {name: figure.value for name, figure in figures[0].items()} == {
+        name: figure.value for name, figure in figures[1].items()
+    }
 
 
 def test_the_mean_curves_begin_and_end_with_the_probability_of_all_words_and_of_none():
