@@ -54,7 +54,9 @@ def answer(**changes) -> Attribution:
     question, context = "Who wrote it?", "It was written by Ann Lee in 1900."
     pair = [Word(context[a:b], a, b, float(a)) for a, b in find_words(context)]
     return replace(
-        attribution(question, label=["ann lee", "Lee"], prediction="Ann Lee", probabilities={"Ann Lee": 0.9, "": 0.1}),
+        attribution(
+            question, label=["ann lee", "Lee"], prediction="Ann Lee", probabilities={"Ann Lee": 0.9, "no answer": 0.1}
+        ),
         text_pair=context,
         pair_words=pair,
         kind="span",
