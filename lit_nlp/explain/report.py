@@ -73,7 +73,7 @@ class View:
     Attributes:
         target: What is explained, and `method` how.
         kind: `class`, `span` or `token`.
-        probability: Of the target to be said.
+        probability: Of the prediction; of a token that is written, that token's; None for a number.
         place: Which of the card's tokens is explained, in the order of the text; None for other kinds.
         parts: Which of the card's parts are shown.
         scores: For each of them, the score of each word.
