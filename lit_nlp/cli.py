@@ -181,10 +181,10 @@ class LitNLPTrainer(Trainer):
             names = [each.strip() for each in methods.split(",")] if isinstance(methods, str) else methods
             names = [each for each in names if each]
             marked = read_rationales(rationales, drawn.rows) if rationales else None
-            attributions, compared, comparison = compare_methods(
+            attributions, comparison = compare_methods(
                 module, drawn.texts, names, sensitivity=sensitivity, rationales=marked, **asked
             )
-            rank_zero_info(table(compared))
+            rank_zero_info(table(comparison))
         else:
             attributions = attribute(module, drawn.texts, **asked)
         attributions = by_row(attributions, drawn.rows)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lit_nlp.explain.attribution import Attribution, attribute
     from lit_nlp.explain.comparison import compare_methods
-    from lit_nlp.explain.faithfulness import Comparison, Faithfulness, compare, faithfulness, table
+    from lit_nlp.explain.faithfulness import Comparison, Faithfulness, compare, measure, table
     from lit_nlp.explain.influence import Influence, influences
     from lit_nlp.explain.methods import METHODS
     from lit_nlp.explain.options import Options
@@ -27,8 +27,8 @@ _HOMES = {
     "attribute": "attribution",
     "compare": "faithfulness",
     "compare_methods": "comparison",
-    "faithfulness": "faithfulness",
     "influences": "influence",
+    "measure": "faithfulness",
     "read_rationales": "rationales",
     "table": "faithfulness",
     "write_report": "report",
@@ -46,8 +46,8 @@ __all__ = [
     "attribute",
     "compare",
     "compare_methods",
-    "faithfulness",
     "influences",
+    "measure",
     "read_rationales",
     "table",
     "write_report",

@@ -48,6 +48,7 @@ class Attribution:
         parts: What `text` and `text_pair` are called.
         span: The characters of `text_pair` that an answer or a token takes.
         special_score: What special tokens were credited with, which no word has.
+        faithfulness: How true it is of the model, by the names of `METRICS`; None where that wasn't measured.
     """
 
     text: str
@@ -67,6 +68,7 @@ class Attribution:
     parts: tuple[str, str] = ("text", "text pair")
     span: tuple[int, int] | None = None
     special_score: float = 0.0
+    faithfulness: dict[str, float] | None = None
 
 
 def attribute(

@@ -1,10 +1,12 @@
 """Several methods on the same texts: their attributions, and which of them are true of the model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from tqdm import tqdm
 
 from lit_nlp.errors import ConfigError
@@ -17,17 +19,14 @@ from lit_nlp.explain.faithfulness import (
     Faithfulness,
     Remembered,
     compare,
-    faithfulness,
     max_sensitivity,
+    measure,
 )
 from lit_nlp.explain.methods import methods_of
 from lit_nlp.explain.options import Options
 from lit_nlp.explain.rationales import Rationale
 from lit_nlp.targets import Label
 from lit_nlp.tokenization import Text
-
-_CURVES = ("deletion", "insertion")
-_GRID = torch.linspace(0, 1, 11, dtype=torch.double)
 
 
 def compare_methods(
@@ -42,7 +41,7 @@ def compare_methods(
     sensitivity: bool = False,
     rationales: Sequence[Rationale | None] | None = None,
     **options: Any,
-) -> tuple[list[Attribution], Comparison, dict[str, Any]]:
+) -> tuple[list[Attribution], Comparison]:
     """Explain texts by several methods, and measure each beside random scores.
 
     Args:
@@ -58,7 +57,7 @@ def compare_methods(
         options: Those of `Options`, for all methods alike; figures are taken with the same `baseline` and `seed`.
 
     Returns:
-        The attributions, method by method; how the methods compare; and the same as `write_report` draws it.
+        The attributions, method by method, and how the methods compare.
 
     Raises:
         ConfigError: A method stands twice, or is unknown; an option is out of range or without a use for any of them;
@@ -87,51 +86,22 @@ def compare_methods(
             for name, attributions in found.items():
                 rationale = None if marked is None else marked.words_of(attributions[i])[game.played]
                 scores = _scores(attributions[i])[game.played]
-                measured = faithfulness(remembered, scores, rationale=rationale, seed=chosen.seed)
+                measured = measure(remembered, scores, rationale=rationale, seed=chosen.seed)
                 if measured is not None and sensitivity:
                     explain, embeddings = explanation(module, targets[i], known[name], of_each[name])
                     moves = max_sensitivity(explain, embeddings, seed=chosen.seed)
                     measured = replace(measured, max_sensitivity=moves)
                 results[name].append(measured)
+                attributions[i] = replace(attributions[i], faithfulness=_figures(measured))
     comparison = compare(results, texts=[target.row for target in targets], seed=chosen.seed)
-    return [each for name in names for each in found[name]], comparison, drawn(comparison, results)
+    return [each for name in names for each in found[name]], comparison
 
 
-def drawn(comparison: Comparison, results: Mapping[str, Sequence[Faithfulness | None]]) -> dict[str, Any]:
-    """Return a comparison as `write_report` takes it, with the mean of each method's curves."""
-    metrics = [name for name in METRICS if any(name in figures for figures in comparison.figures.values())]
-    return {
-        "metrics": metrics,
-        "methods": {
-            method: {
-                name: {"mean": each.value.mean, "low": each.value.low, "high": each.value.high}
-                for name, each in figures.items()
-            }
-            for method, figures in comparison.figures.items()
-        },
-        "curves": {
-            method: {name: _mean_curve([getattr(each, name) for each in texts if each]) for name in _CURVES}
-            for method, texts in results.items()
-        },
-        "trusted": comparison.trusted,
-        "reason": comparison.reason,
-    }
+def _figures(measured: Faithfulness | None) -> dict[str, float]:
+    """Return one text's figures by name, those that are defined."""
+    figures = {name: metric.of(measured) for name, metric in METRICS.items()} if measured else {}
+    return {name: figure for name, figure in figures.items() if figure is not None}
 
 
-def _scores(attribution: Attribution) -> torch.Tensor:
+def _scores(attribution: Attribution) -> Float[Tensor, " words"]:
     return torch.tensor([word.score for word in attribution.words + attribution.pair_words], dtype=torch.double)
-
-
-def _mean_curve(curves: Sequence[Any]) -> list[list[float]]:
-    """Return the mean of curves with steps of their own, at common shares of the words."""
-    if not curves:
-        return []
-    on_grid = torch.stack([_interpolated(curve.shares, curve.probabilities) for curve in curves])
-    return [[share, probability] for share, probability in zip(_GRID.tolist(), on_grid.mean(0).tolist(), strict=True)]
-
-
-def _interpolated(shares: list[float], probabilities: list[float]) -> torch.Tensor:
-    x, y = torch.tensor(shares, dtype=torch.double), torch.tensor(probabilities, dtype=torch.double)
-    right = torch.searchsorted(x, _GRID).clamp(1, len(x) - 1)
-    weight = (_GRID - x[right - 1]) / (x[right] - x[right - 1])
-    return torch.lerp(y[right - 1], y[right], weight)

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
+from statistics import fmean
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -19,16 +20,15 @@ from torchmetrics.functional.classification import binary_average_precision
 from torchmetrics.functional.regression import kendall_rank_corrcoef
 
 from lit_nlp.errors import ConfigError
+from lit_nlp.explain.significance import LEVEL, bootstrap_interval, fewest_texts, holm, sign_flip_test
 
 Scores = Float[Tensor, " words"]
 
 RANDOM = "random"
 PERCENTS = (1, 5, 10, 20, 50)
 _STEPS = 20
+_SHARES = torch.linspace(0, 1, _STEPS + 1, dtype=torch.double)  # at which a mean curve is drawn
 _IOU = 0.5
-_RESAMPLES = 1000
-# Five coins fall all alike in one of 16 throws: from so few texts, no method can be told from chance in 19 of 20.
-_FEWEST_TEXTS = 6
 
 
 @runtime_checkable
@@ -85,7 +85,7 @@ class Curve:
     Attributes:
         shares: The shares of the words, from 0 to 1.
         probabilities: Of the target, at each.
-        area: Under the curve, by the trapezoid rule; between 0 and 1.
+        area: Under the curve, by the trapezoid rule; between 0 and 1. Of a mean curve, the mean of the areas.
     """
 
     shares: list[float]
@@ -129,7 +129,7 @@ class Faithfulness:
     plausibility: Plausibility | None = None
 
 
-def faithfulness(
+def measure(
     game: Game,
     scores: Scores,
     *,
@@ -139,6 +139,13 @@ def faithfulness(
     seed: int = 0,
 ) -> Faithfulness | None:
     """Measure one text's scores by all figures; None where the text has no words.
+
+    The figures come from classifiers. For other tasks, `compare_methods` adapts them:
+
+    - of an answer, the probability is that of its span, fixed, in the window that gave it;
+    - of what is written, each token is a text by itself, and its probability is that given the source and the tokens
+      before it, as they were written (teacher forcing); the tokens of one text count once, by their mean;
+    - the words are those that the model reads: of the answer's window, or of the source and what is written before.
 
     Args:
         game: The text; a `Remembered` one, where several methods explain it.
@@ -418,13 +425,19 @@ METRICS: dict[str, Metric] = {
     "token_f1": Metric(lambda text: text.plausibility.token_f1 if text.plausibility else None, higher=True),
     "iou_f1": Metric(lambda text: text.plausibility.iou_f1 if text.plausibility else None, higher=True),
 }
+# A method by a metric that is 1 whatever the model: both are what is lost with one word alone.
+BY_DEFINITION = ("feature_ablation", "tau_loo")
 DECISIVE = ("comprehensiveness", "sufficiency", "deletion", "insertion")
+CURVES: dict[str, Callable[[Faithfulness], Curve]] = {
+    "deletion": lambda text: text.deletion,
+    "insertion": lambda text: text.insertion,
+}
 _ENOUGH = 3
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over texts, with its 95 % interval by the percentile bootstrap."""
+    """A mean over texts, with the 95 % interval of the percentile bootstrap: to be looked at, and no test."""
 
     mean: float
     low: float
@@ -439,11 +452,13 @@ class Figure:
     Attributes:
         value: The mean.
         over_random: The mean of the differences, text by text, to the method `random`; None for itself.
-        verdict: Whether these are surely on one side of 0: `better` or `worse` than random, or `open`.
+        p_value: Of these differences by `sign_flip_test`, corrected for the number of methods by `holm`.
+        verdict: `better` or `worse` than random where that is at most `LEVEL`, else `open`.
     """
 
     value: Estimate
     over_random: Estimate | None
+    p_value: float | None
     verdict: Literal["better", "worse", "open"]
 
 
@@ -454,6 +469,7 @@ class Comparison:
     Attributes:
         texts: How many texts were compared.
         figures: By method and metric; a metric that isn't defined for any text is left out.
+        curves: By method, and by the names `deletion` and `insertion`, the mean over texts.
         ranks: Of each method, from 1 (the best), by its means: the average over `DECISIVE`.
         trusted: The method to trust for this model, or None.
         reason: Why, in one sentence.
@@ -461,24 +477,35 @@ class Comparison:
 
     texts: int
     figures: dict[str, dict[str, Figure]]
+    curves: dict[str, dict[str, Curve]]
     ranks: dict[str, float]
     trusted: str | None
     reason: str
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods, the best-ranked first."""
+        return sorted(self.figures, key=lambda method: self.ranks.get(method, math.inf))
+
+    @property
+    def metrics(self) -> dict[str, Metric]:
+        """The metrics for which there is a figure, by name."""
+        return {name: metric for name, metric in METRICS.items() if any(name in each for each in self.figures.values())}
 
 
 def compare(
     results: Mapping[str, Sequence[Faithfulness | None]], *, texts: Sequence[int] | None = None, seed: int = 0
 ) -> Comparison:
-    """Compare methods by what `faithfulness` found of the same texts, in the same order.
+    """Compare methods by what `measure` found of the same texts, in the same order.
 
     A method is trusted that ranks best by its means over comprehensiveness, sufficiency, deletion and insertion among
-    those that are surely better than random scores by three of these four at least, and surely worse by none.
+    those that are better than random scores by three of these four at least, and worse by none.
 
     Args:
         results: By method; with one called `random`. A text that has None in one of them is left out of all.
         texts: The number of each result's text, where several are of one, as the tokens of a written text are:
             they count once, with their mean. None: each is a text of its own.
-        seed: What the bootstrap draws by.
+        seed: What tests and intervals draw by.
 
     Raises:
         ConfigError: There is no method `random`.
@@ -498,10 +525,14 @@ def compare(
     columns = zip(*(row for row, _ in rows), strict=True) if rows else ((),) * len(results)
     by_method = dict(zip(results, columns, strict=True))
     kept = [number for _, number in rows]
-    figures = {method: _figures(found, by_method[RANDOM], kept, seed) for method, found in by_method.items()}
+    figures = _figures(by_method, kept, seed)
+    curves = {
+        method: {name: _mean_curve([of(each) for each in found], kept) for name, of in CURVES.items() if found}
+        for method, found in by_method.items()
+    }
     ranks = _ranks(figures) if rows else {}
     trusted, reason = _trusted(figures, ranks, len(set(kept)))
-    return Comparison(len(set(kept)), figures, ranks, trusted, reason)
+    return Comparison(len(set(kept)), figures, curves, ranks, trusted, reason)
 
 
 def table(comparison: Comparison, metrics: Sequence[str] = tuple(METRICS)) -> str:
@@ -511,44 +542,76 @@ def table(comparison: Comparison, metrics: Sequence[str] = tuple(METRICS)) -> st
         comparison: What to show.
         metrics: Its columns; those without a figure are left out.
     """
-    methods = sorted(comparison.figures, key=lambda method: comparison.ranks.get(method, math.inf))
-    shown = [metric for metric in metrics if any(metric in comparison.figures[method] for method in methods)]
-    head = ["method", *(f"{metric} {'↑' if METRICS[metric].higher else '↓'}" for metric in shown)]
-    rows = [[method, *(_cell(comparison.figures[method].get(metric)) for metric in shown)] for method in methods]
+    shown = {metric: comparison.metrics[metric] for metric in metrics if metric in comparison.metrics}
+    head = ["method", *(f"{name} {'↑' if metric.higher else '↓'}" for name, metric in shown.items())]
+    rows = [
+        [method, *(_cell(comparison.figures[method].get(name), (method, name) == BY_DEFINITION) for name in shown)]
+        for method in comparison.methods
+    ]
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = [head, ["-" * width for width in widths], *rows]
     drawn = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
     ]
-    legend = "Means [95 % intervals]; + surely better and − surely worse than random, text by text."
+    legend = (
+        "Means [95 % bootstrap intervals]; + better and − worse than random scores by a paired sign-flip test at"
+        f" {100 * LEVEL:.0f} %, corrected for the number of methods (Holm); = is 1 by definition, since"
+        " feature_ablation is leaving one word out."
+    )
     return "\n".join([*drawn, "", legend, comparison.reason, ""])
 
 
-def _cell(figure: Figure | None) -> str:
+def _cell(figure: Figure | None, by_definition: bool) -> str:
     if figure is None:
         return ""
-    mark = {"better": " +", "worse": " −", "open": ""}[figure.verdict]
+    mark = " =" if by_definition else {"better": " +", "worse": " −", "open": ""}[figure.verdict]
     return f"{figure.value.mean:.3f} [{figure.value.low:.3f}, {figure.value.high:.3f}]{mark}"
 
 
 def _figures(
-    found: Sequence[Faithfulness], floor: Sequence[Faithfulness], texts: Sequence[int], seed: int
-) -> dict[str, Figure]:
-    figures = {}
+    found: Mapping[str, Sequence[Faithfulness]], texts: Sequence[int], seed: int
+) -> dict[str, dict[str, Figure]]:
+    figures: dict[str, dict[str, Figure]] = {method: {} for method in found}
     for name, metric in METRICS.items():
-        values = [metric.of(each) for each in found]
-        defined = _by_text(values, texts)
-        if not defined:
-            continue
-        at_random = [metric.of(each) for each in floor]
-        gains = [None if a is None or b is None else a - b for a, b in zip(values, at_random, strict=True)]
-        over_random = (
-            _estimate(_by_text(gains, texts), seed)
-            if found is not floor and any(gain is not None for gain in gains)
-            else None
-        )
-        figures[name] = Figure(_estimate(defined, seed), over_random, _verdict(over_random, higher=metric.higher))
+        values = {method: [metric.of(each) for each in some] for method, some in found.items()}
+        gains = {
+            method: _tensor(_by_text(_less(some, values[RANDOM]), texts))
+            for method, some in values.items()
+            if method != RANDOM
+        }
+        p_values = holm({method: sign_flip_test(some, seed=seed) for method, some in gains.items() if len(some)})
+        for method, some in values.items():
+            if defined := _by_text(some, texts):
+                over_random = _estimate(gains[method], seed) if method in p_values else None
+                p_value = p_values.get(method)
+                verdict = _verdict(over_random, p_value, higher=metric.higher)
+                figures[method][name] = Figure(_estimate(_tensor(defined), seed), over_random, p_value, verdict)
     return figures
+
+
+def _mean_curve(curves: Sequence[Curve], texts: Sequence[int]) -> Curve:
+    """Return the mean of curves with steps of their own, at common shares of the words."""
+    at_shares = zip(*(_interpolated(curve).tolist() for curve in curves), strict=True)
+    return Curve(
+        _SHARES.tolist(),
+        [fmean(_by_text(probabilities, texts)) for probabilities in at_shares],
+        fmean(_by_text([curve.area for curve in curves], texts)),
+    )
+
+
+def _interpolated(curve: Curve) -> Float[Tensor, " shares"]:
+    x, y = _tensor(curve.shares), _tensor(curve.probabilities)
+    right = torch.searchsorted(x, _SHARES).clamp(1, len(x) - 1)
+    weight = (_SHARES - x[right - 1]) / (x[right] - x[right - 1])
+    return torch.lerp(y[right - 1], y[right], weight)
+
+
+def _less(values: Sequence[float | None], others: Sequence[float | None]) -> list[float | None]:
+    return [None if a is None or b is None else a - b for a, b in zip(values, others, strict=True)]
+
+
+def _tensor(values: Sequence[float]) -> Float[Tensor, " values"]:
+    return torch.tensor(values, dtype=torch.double)
 
 
 def _by_text(values: Sequence[float | None], texts: Sequence[int]) -> list[float]:
@@ -557,21 +620,19 @@ def _by_text(values: Sequence[float | None], texts: Sequence[int]) -> list[float
     for value, text in zip(values, texts, strict=True):
         if value is not None:
             grouped.setdefault(text, []).append(value)
-    return [math.fsum(some) / len(some) for some in grouped.values()]
+    return [fmean(some) for some in grouped.values()]
 
 
-def _verdict(over_random: Estimate | None, *, higher: bool) -> Literal["better", "worse", "open"]:
-    if over_random is None or over_random.texts < _FEWEST_TEXTS or over_random.low <= 0 <= over_random.high:
+def _verdict(
+    over_random: Estimate | None, p_value: float | None, *, higher: bool
+) -> Literal["better", "worse", "open"]:
+    if over_random is None or p_value is None or p_value > LEVEL:
         return "open"
-    return "better" if (over_random.low > 0) == higher else "worse"
+    return "better" if (over_random.mean > 0) == higher else "worse"
 
 
-def _estimate(values: Sequence[float], seed: int) -> Estimate:
-    found = torch.tensor(values, dtype=torch.double)
-    generator = torch.Generator().manual_seed(seed)
-    means = found[torch.randint(len(found), (_RESAMPLES, len(found)), generator=generator)].mean(1)
-    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.double)).tolist()
-    return Estimate(float(found.mean()), low, high, len(found))
+def _estimate(values: Float[Tensor, " texts"], seed: int) -> Estimate:
+    return Estimate(float(values.mean()), *bootstrap_interval(values, seed=seed), len(values))
 
 
 def _ranks(figures: dict[str, dict[str, Figure]]) -> dict[str, float]:
@@ -586,16 +647,20 @@ def _ranks(figures: dict[str, dict[str, Figure]]) -> dict[str, float]:
 
 
 def _trusted(figures: dict[str, dict[str, Figure]], ranks: dict[str, float], texts: int) -> tuple[str | None, str]:
-    if texts < _FEWEST_TEXTS:
-        return None, f"{texts} texts are too few to tell a method from random scores: take at least {_FEWEST_TEXTS}."
+    methods = len(figures) - 1
+    if texts < (needed := fewest_texts(methods)):
+        return None, (
+            f"{texts} text{' is' if texts == 1 else 's are'} too few to tell a method from random scores: comparing"
+            f" {methods} of them takes at least {needed}."
+        )
     verdicts = {method: [found[name].verdict for name in DECISIVE] for method, found in figures.items()}
     better = {method: each.count("better") for method, each in verdicts.items()}
     proven = [m for m, each in verdicts.items() if better[m] >= _ENOUGH and "worse" not in each]
     measures = ", ".join(DECISIVE[:-1]) + f" and {DECISIVE[-1]}"
     if not proven:
         return None, (
-            f"Trust none of these methods for this model: over {texts} texts, none is surely better than random scores"
-            f" by at least {_ENOUGH} of {measures}, and surely worse by none."
+            f"Trust none of these methods for this model: over {texts} texts, none is better than random scores by"
+            f" at least {_ENOUGH} of {measures}, and worse by none."
         )
     best = min(proven, key=lambda method: ranks[method])
     return best, (

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from lit_nlp.errors import ConfigError, did_you_mean, known_name
 from lit_nlp.explain.attention import raw, rollout
 from lit_nlp.explain.batch import Batch, Game
+from lit_nlp.explain.faithfulness import RANDOM
 from lit_nlp.explain.options import Options
 
 Credit = Float[Tensor, "batch words_and_rest"]
 
-RANDOM = "random"
 _FEW_WORDS = 8
 _ORDERS = 50
 _POINTS = 256

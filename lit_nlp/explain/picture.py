@@ -30,19 +30,20 @@ _LINES = 60
 _COLUMNS, _ROWS = 24, 40  # of the heat map; what is more is in the page
 
 
-def write_picture(attributions: Sequence[Attribution], path: Path) -> None:
-    """Draw a text with the first of its attributions, and for a written text the scores of all its tokens.
+def write_picture(attributions: Sequence[Attribution], path: Path, *, trusted: str | None = None) -> None:
+    """Draw a text with the attribution that its card shows first, and for a written text the scores of all its tokens.
 
     An earlier picture is kept, as `row-0-1.png`.
 
     Args:
         attributions: Those of one row, at least one.
         path: Where to write the PNG, 1,500 pixels wide.
+        trusted: The method that is shown, where there are several.
 
     Raises:
         UserError: The file can't be written.
     """
-    (card, *_) = to_cards(attributions)
+    (card, *_) = to_cards(attributions, trusted=trusted)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a box stands for it
         figure = draw(card)

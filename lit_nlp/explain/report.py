@@ -23,7 +23,7 @@ from markupsafe import Markup
 
 from lit_nlp.errors import ConfigError
 from lit_nlp.explain.attribution import Attribution
-from lit_nlp.explain.faithfulness import RANDOM
+from lit_nlp.explain.faithfulness import BY_DEFINITION, Comparison, Curve
 from lit_nlp.explain.methods import METHODS
 from lit_nlp.explain.words import Word
 from lit_nlp.files import write_jsonl, write_text
@@ -37,6 +37,10 @@ _CLASSES = 6
 _OVERVIEW_WORDS = 8
 _PAGE = 20
 _WIDTH, _HEIGHT = 320, 160  # of a chart's plane, in units of its SVG
+_CHARTS = {
+    "deletion": "Taking away the words that count most. The faster a line falls, the truer is its method.",
+    "insertion": "Putting back the words that count most. The faster a line rises, the truer is its method.",
+}
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ class View:
     Attributes:
         target: What is explained, and `method` how.
         kind: `class`, `span` or `token`.
-        probability: Of the target to be said.
+        probability: Of the prediction; of a token that is written, that token's; None for a number.
         place: Which of the card's tokens is explained, in the order of the text; None for other kinds.
         parts: Which of the card's parts are shown.
         scores: For each of them, the score of each word.
@@ -172,7 +176,7 @@ def write_report(
     *,
     title: str,
     facts: Mapping[str, str],
-    comparison: Mapping[str, Any] | None = None,
+    comparison: Comparison | None = None,
     influences: Mapping[int, Sequence[Mapping[str, Any]]] | None = None,
     png: int | None = None,
 ) -> Path:
@@ -186,9 +190,7 @@ def write_report(
         folder: Where to write; made where it is missing.
         title: The page's headline.
         facts: What the reader should know of the run, such as the model and the data, by name.
-        comparison: How methods compare: `metrics` (names), `methods` (by method and metric, a `mean` with the
-            bounds `low` and `high`), `curves` (by method, `deletion` and `insertion` as `[share of words,
-            probability]`), `trusted` (a method or None) and `reason`.
+        comparison: How the methods compare. A card shows first what the trusted one says.
         influences: By row, training examples that moved what the model says: `text`, `label`, `score`, `where`.
         png: The row that is also drawn as a picture, `row-N.png`.
 
@@ -208,7 +210,7 @@ def write_report(
     if pictured:
         from lit_nlp.explain.picture import write_picture  # matplotlib is slow to import
 
-        write_picture(pictured, folder / f"row-{png}.png")
+        write_picture(pictured, folder / f"row-{png}.png", trusted=comparison.trusted if comparison else None)
     return folder / "index.html"
 
 
@@ -217,7 +219,7 @@ def render(
     *,
     title: str,
     facts: Mapping[str, str],
-    comparison: Mapping[str, Any] | None = None,
+    comparison: Comparison | None = None,
     influences: Mapping[int, Sequence[Mapping[str, Any]]] | None = None,
 ) -> str:
     """Return the page; whatever the texts and labels hold, it is shown and never run."""
@@ -229,7 +231,7 @@ def render(
         lstrip_blocks=True,
     )
     environment.filters |= {"signed": signed, "short": short, "percent": percent, "level": level, "plain": plain}
-    trusted = comparison.get("trusted") if comparison else None
+    trusted = comparison.trusted if comparison else None
     cards = to_cards(attributions, trusted=trusted, influences=influences or {})
     style, script = (Markup((_TEMPLATES / name).read_text("utf-8")) for name in ("report.css", "report.js"))
     compact = partial(json.dumps, ensure_ascii=False, separators=(",", ":"), default=vars)
@@ -243,7 +245,9 @@ def render(
         delta=any(each.convergence_delta is not None for each in attributions),
         converged=[each.converged for each in attributions if each.converged is not None],
         overview=overview(cards),
-        comparison=comparison and compare(comparison),
+        comparison=comparison,
+        by_definition=BY_DEFINITION,
+        charts=[chart(name, comparison) for name in _CHARTS] if comparison else [],
         labels=sorted({name for card in cards for name in card.labels}),
         predicted=sorted({name for card in cards for name in card.predicted}),
         island=htmlsafe_json_dumps(cards, dumps=compact),
@@ -299,29 +303,18 @@ def overview(cards: Iterable[Card]) -> list[Pushes]:
     return [_pushes(target, texts[target], scores[target]) for target in sorted(texts, key=lambda t: (-texts[t], t))]
 
 
-def compare(comparison: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the comparison as it is drawn: a row of cells a method, and the lines of each chart."""
-    metrics, methods = comparison["metrics"], comparison["methods"]
-    floor = methods.get(RANDOM, {})
+def chart(name: str, comparison: Comparison) -> dict[str, Any]:
+    """Return `deletion` or `insertion` as lines in a plane of 320 by 160 units, the best-ranked method first."""
+    curves = {method: found[name] for method in comparison.methods if name in (found := comparison.curves[method])}
+    heights = [height for curve in curves.values() for height in curve.probabilities]
+    low, high = min([0.0, *heights]), max([1.0, *heights])
 
-    def cell(method: str, metric: str) -> dict[str, Any] | None:
-        found = methods[method].get(metric)
-        if found is None:
-            return None
-        lowest = floor.get(metric) if method != RANDOM else None
-        like = lowest is not None and found["low"] <= lowest["high"] and lowest["low"] <= found["high"]
-        return {**found, "like_floor": like}
+    def points(curve: Curve) -> str:
+        places = zip(curve.shares, curve.probabilities, strict=True)
+        return " ".join(f"{_WIDTH * x:.1f},{_HEIGHT * (high - y) / (high - low):.1f}" for x, y in places)
 
-    order = sorted(methods, key=lambda name: (name != comparison.get("trusted"), name == RANDOM))
-    curves = comparison.get("curves") or {}
-    charts = [_chart(name, {m: curves[m][name] for m in order if curves.get(m, {}).get(name)}) for name in _CHARTS]
-    return {
-        "metrics": metrics,
-        "rows": [(name, [cell(name, metric) for metric in metrics]) for name in order],
-        "charts": [chart for chart in charts if chart["lines"]],
-        "trusted": comparison.get("trusted"),
-        "reason": comparison.get("reason") or "",
-    }
+    lines = [{"method": method, "points": points(curve), "area": curve.area} for method, curve in curves.items()]
+    return {"name": name, "about": _CHARTS[name], "lines": lines, "low": low, "high": high}
 
 
 def level(score: float, scale: float) -> int:
@@ -530,27 +523,6 @@ def _pushes(target: str, texts: int, scores: Mapping[str, Sequence[float]]) -> P
     raising = [push for push in pushes[:_OVERVIEW_WORDS] if push.mean > 0]
     lowering = [push for push in pushes[::-1][:_OVERVIEW_WORDS] if push.mean < 0]
     return Pushes(target, texts, least, raising, lowering)
-
-
-_CHARTS = {
-    "deletion": "Taking away the words that count most. The faster a line falls, the truer is its method.",
-    "insertion": "Putting back the words that count most. The faster a line rises, the truer is its method.",
-}
-
-
-def _chart(name: str, curves: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, Any]:
-    """Lines in a plane of 320 by 160 units, each with the area below it as a share of the plane."""
-    heights = [y for points in curves.values() for _, y in points]
-    low, high = min([0.0, *heights]), max([1.0, *heights])
-    lines = [
-        {
-            "method": method,
-            "points": " ".join(f"{_WIDTH * x:.1f},{_HEIGHT * (high - y) / (high - low):.1f}" for x, y in points),
-            "area": math.fsum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in pairwise(points)),
-        }
-        for method, points in curves.items()
-    ]
-    return {"name": name, "about": _CHARTS[name], "lines": lines, "low": low, "high": high}
 
 
 def _object(attribution: Attribution) -> dict[str, Any]:

@@ -6,10 +6,10 @@ import pytest
 from matplotlib.image import imread
 
 from lit_nlp.errors import UserError
-from lit_nlp.explain import Word, write_report
+from lit_nlp.explain import Word, picture, write_report
 from lit_nlp.explain.picture import draw, write_picture
 from lit_nlp.explain.report import to_cards
-from tests.explain.test_report import answer, attribution, translation
+from tests.explain.test_report import COMPARISON, answer, attribution, translation
 
 
 def written(figure) -> list[str]:
@@ -22,6 +22,14 @@ def test_a_row_is_drawn_beside_the_page_and_an_earlier_picture_is_kept(tmp_path)
         write_report(given, tmp_path, title="t", facts={}, png=1)
     assert sorted(path.name for path in tmp_path.glob("*.png")) == ["row-1-1.png", "row-1.png"]
     assert imread(tmp_path / "row-1.png").shape[1] == 1500
+
+
+def test_the_picture_shows_the_method_that_the_page_shows_first(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(picture, "draw", lambda card: drawn.append(card) or draw(card))
+    given = [attribution("good film", method=method) for method in ("attention", "occlusion")]
+    write_report(given, tmp_path, title="t", facts={}, comparison=COMPARISON, png=0)
+    assert [card.views[0].method for card in drawn] == ["occlusion"]
 
 
 def test_words_for_are_blue_and_words_against_orange(tmp_path):

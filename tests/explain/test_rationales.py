@@ -54,7 +54,7 @@ def test_words_that_a_span_touches_are_marked_in_both_texts():
 def test_methods_are_measured_by_what_was_marked_where_it_was():
     module = fakes.bag()
     texts = ["the film is very good .", "a dull plot", "bad film"]
-    _, comparison, _ = compare_methods(
+    _, comparison = compare_methods(
         module, texts, ["feature_ablation"], target="positive", rationales=[Rationale([(17, 21)]), None, Rationale()]
     )
     figures = comparison.figures["feature_ablation"]

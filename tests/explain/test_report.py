@@ -9,13 +9,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from lit_nlp.errors import UserError
-from lit_nlp.explain import Attribution, Word, write_report
-from lit_nlp.explain.report import compare, overview, to_cards
+from lit_nlp.explain import Attribution, Comparison, Word, compare, write_report
+from lit_nlp.explain.faithfulness import Curve, Estimate, Figure
+from lit_nlp.explain.report import chart, overview, to_cards
 from lit_nlp.explain.words import find_words
 
 BREAK = "document.title='broken'"
@@ -53,7 +54,9 @@ def answer(**changes) -> Attribution:
     question, context = "Who wrote it?", "It was written by Ann Lee in 1900."
     pair = [Word(context[a:b], a, b, float(a)) for a, b in find_words(context)]
     return replace(
-        attribution(question, label=["ann lee", "Lee"], prediction="Ann Lee", probabilities={"Ann Lee": 0.9, "": 0.1}),
+        attribution(
+            question, label=["ann lee", "Lee"], prediction="Ann Lee", probabilities={"Ann Lee": 0.9, "no answer": 0.1}
+        ),
         text_pair=context,
         pair_words=pair,
         kind="span",
@@ -83,17 +86,30 @@ def translation(**changes) -> list[Attribution]:
     ]
 
 
-COMPARISON: dict[str, Any] = {
-    "metrics": ["comprehensiveness"],
-    "methods": {
-        "occlusion": {"comprehensiveness": {"mean": 0.5, "low": 0.4, "high": 0.6}},
-        "attention": {"comprehensiveness": {"mean": 0.2, "low": 0.1, "high": 0.3}},
-        "random": {"comprehensiveness": {"mean": 0.1, "low": 0.05, "high": 0.15}},
+def figure(mean: float, verdict: Literal["better", "worse", "open"] = "open", *, floor: bool = False) -> Figure:
+    value = Estimate(mean, mean - 0.1, mean + 0.1, texts=12)
+    return Figure(value, None, None, "open") if floor else Figure(value, value, 0.01, verdict)
+
+
+COMPARISON = Comparison(
+    texts=12,
+    figures={
+        "random": {"comprehensiveness": figure(0.125, floor=True), "log_odds": figure(-0.25, floor=True)},
+        "attention": {"comprehensiveness": figure(0.25), "log_odds": figure(0.5, "worse")},
+        "occlusion": {"comprehensiveness": figure(0.5, "better")},
     },
-    "curves": {"occlusion": {"deletion": [[0.0, 1.0], [0.5, 0.0], [1.0, 0.0]], "insertion": [[0.0, 0.0], [1.0, 1.0]]}},
-    "trusted": "occlusion",
-    "reason": "it is far from random",
-}
+    curves={
+        "random": {},
+        "attention": {},
+        "occlusion": {
+            "deletion": Curve([0.0, 0.5, 1.0], [1.0, 0.0, 0.0], area=0.3125),
+            "insertion": Curve([0.0, 1.0], [0.0, 1.0], area=0.5),
+        },
+    },
+    ranks={"random": 2.5, "attention": 2.0, "occlusion": 1.0},
+    trusted="occlusion",
+    reason="it is far from random",
+)
 
 
 def numbered(attributions: list[Attribution]) -> list[Attribution]:
@@ -324,20 +340,40 @@ def test_the_overview_holds_the_mean_and_count_of_words_whatever_their_case():
     assert [push.word for push in often.raising] == ["good"]
 
 
-def test_the_comparison_tells_what_is_like_random_and_the_area_below_each_curve(tmp_path):
-    like = {**COMPARISON["methods"], "attention": {"comprehensiveness": {"mean": 0.2, "low": 0.15, "high": 0.3}}}
-    found = compare({**COMPARISON, "methods": like})
-    assert [name for name, _ in found["rows"]] == ["occlusion", "attention", "random"]
-    assert [cells[0]["like_floor"] for _, cells in found["rows"]] == [False, True, False]
-    assert [(chart["name"], chart["lines"][0]["area"]) for chart in found["charts"]] == [
-        ("deletion", 0.25),
-        ("insertion", 0.5),
-    ]
-    assert found["charts"][0]["lines"][0]["points"] == "0.0,0.0 160.0,160.0 320.0,160.0"
+def test_the_comparison_tells_verdicts_in_words_and_which_way_is_better(tmp_path):
     shown = page(tmp_path, [attribution("good")], comparison=COMPARISON)
-    assert "occlusion: it is far from random" in squeezed(shown.text)
-    assert "0.500 0.400 to 0.600" in squeezed(shown.text)
+    text = squeezed(shown.text)
+    assert "occlusion: it is far from random" in text
+    assert "comprehensiveness ↑ higher is better" in text
+    assert "log odds ↓ lower is better" in text
+    # Whatever the intervals, cells say what the comparison says.
+    assert "occlusion trusted 0.500 0.400 to 0.600 better than random – attention" in text
+    assert "attention 0.250 0.150 to 0.350 not told apart from random 0.500 0.400 to 0.600 worse than random" in text
+    assert "which favours methods that blank words themselves, such as feature ablation." in text
+    assert "random floor 0.125 0.025 to 0.225 -0.250 -0.350 to -0.150 Each cell" in text
+
+
+def test_the_charts_hold_the_mean_curves_and_the_areas_of_the_table(tmp_path):
+    (line,) = chart("deletion", COMPARISON)["lines"]
+    assert line == {"method": "occlusion", "points": "0.0,0.0 160.0,160.0 320.0,160.0", "area": 0.3125}
+    shown = page(tmp_path, [attribution("good")], comparison=COMPARISON)
     assert len(shown.all("polyline")) == 2
+    assert "occlusion area 0.312" in squeezed(shown.text)
+    without = replace(COMPARISON, curves={method: {} for method in COMPARISON.figures})
+    assert page(tmp_path, [attribution("good")], comparison=without).all("polyline") == []
+
+
+def test_what_is_1_by_definition_is_told_so(tmp_path):
+    figures = {"feature_ablation": {"deletion": figure(0.25, "better"), "tau_loo": figure(1.0, "better")}}
+    comparison = replace(COMPARISON, figures=figures, curves={"feature_ablation": {}})
+    text = squeezed(page(tmp_path, [attribution("good")], comparison=comparison).text)
+    assert "0.250 0.150 to 0.350 better than random 1.000 0.900 to 1.100 1 by definition Each cell" in text
+
+
+def test_a_comparison_of_nothing_is_told(tmp_path):
+    nothing = compare({"random": [], "lime": []})
+    text = squeezed(page(tmp_path, [attribution("good")], comparison=nothing).text)
+    assert "None of them: 0 texts are too few to tell a method from random scores" in text
 
 
 def test_the_island_holds_every_card_with_its_training_examples(tmp_path):
@@ -354,11 +390,13 @@ def test_the_island_holds_every_card_with_its_training_examples(tmp_path):
 def test_markup_in_texts_labels_and_facts_is_inert(tmp_path):
     given = attribution(EVIL, label=EVIL, prediction=EVIL, text_pair=EVIL, target=EVIL, method=EVIL)
     token = replace(given, row=2, kind="token", span=(0, 3), parts=(EVIL, EVIL))
-    evil = {"comparison": {**COMPARISON, "reason": EVIL, "metrics": [EVIL], "trusted": EVIL}}
+    methods = {EVIL: COMPARISON.figures["occlusion"], "random": COMPARISON.figures["random"]}
+    curves = {EVIL: COMPARISON.curves["occlusion"], "random": {}}
+    evil = replace(COMPARISON, figures=methods, curves=curves, ranks={EVIL: 1.0}, trusted=EVIL, reason=EVIL)
     influences = {0: [{"text": EVIL, "label": EVIL, "score": 1.0, "where": EVIL}]}
     tokens = [token, replace(token, span=(3, 5))]
     rows = [given, replace(given, label=[EVIL], row=1), *tokens]
-    found = page(tmp_path, rows, title=EVIL, facts={EVIL: EVIL}, influences=influences, **evil)
+    found = page(tmp_path, rows, title=EVIL, facts={EVIL: EVIL}, influences=influences, comparison=evil)
     assert found.all("img") == []
     assert [each.get("type") for each in found.all("script")] == ["application/json", None]
     assert not any(name.startswith("on") for _, attributes in found.tags for name in attributes)

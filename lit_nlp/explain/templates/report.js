@@ -111,7 +111,7 @@ const CHANCES = { class: "Probability", span: "Most probable answers", token: "W
 function chances(view) {
   if (!view.probabilities.length) return null;
   return make("section", {}, make("h3", {}, CHANCES[view.kind]),
-    bars(view.probabilities.map(([name, share]) => [bdi(name || "no answer"), share, percent(share)])),
+    bars(view.probabilities.map(([name, share]) => [bdi(name), share, percent(share)])),
     view.others ? make("p", { class: "nothing" }, `and ${view.others} less probable`) : null);
 }
 
