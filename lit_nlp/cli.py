@@ -35,7 +35,7 @@ from lit_nlp.checkpoints import SECTION, read_checkpoint
 from lit_nlp.data.base import Drawn, Split, TextDataModule
 from lit_nlp.errors import CheckpointError, ConfigError, NonFiniteError, UserError, did_you_mean, require
 from lit_nlp.explain.options import Options
-from lit_nlp.files import unused, write_text
+from lit_nlp.files import unused, usable_folder, write_text
 from lit_nlp.modules.base import TransformerModule
 
 # What decides which rows are held out, where there is no validation data.
@@ -173,6 +173,8 @@ class LitNLPTrainer(Trainer):
             raise ConfigError("the texts have no targets to explain", where="explain.reference")
         if png is not None and png not in drawn.rows:
             raise ConfigError(f"row {png} is none of those that are explained", where="explain.png")
+        require(text is None or not rationales, "rationales are of rows of a split, not of --text", "explain")
+        folder = usable_folder(Path(output or "reports"))
         module: Any = model.to(self.strategy.root_device)
         asked: dict[str, Any] = {**chosen, "target": target, "contrast": contrast, "labels": drawn.given}
         asked["outputs"] = drawn.given if reference else None
@@ -196,7 +198,7 @@ class LitNLPTrainer(Trainer):
         }
         page = write_report(
             attributions,
-            Path(output or "reports"),
+            folder,
             title=_title(model),
             facts=facts,
             comparison=comparison,
@@ -637,6 +639,13 @@ def _influences(
     if not isinstance(datamodule, TextDataModule) or ckpt_path is None:
         raise ConfigError("influence needs the training data and a run's checkpoints", where="explain.influence")
     datamodule.setup("fit")
+    trained, counts = module.hparams.get("label_counts"), getattr(datamodule, "facts", {}).get("label_counts")
+    if trained is not None and counts != trained:
+        raise ConfigError(
+            f"the checkpoint was trained on rows of {trained} by class, these are {counts}",
+            where="data.train",
+            mend="give --data.train, and with it --data.limit, as in training",
+        )
     checkpoints, train = sorted(Path(ckpt_path).parent.glob("*.ckpt")), datamodule.tables["train"]
     # The error of a score is its distance from what the data says: from what the module says it has none.
     labels = drawn.given if getattr(module, "problem_type", None) == "regression" else None

@@ -75,6 +75,26 @@ def folder_written_whole(folder: Path, *, replace: bool) -> Iterator[Path]:
         shutil.rmtree(earlier, ignore_errors=True)
 
 
+def usable_folder(folder: Path) -> Path:
+    """Make a folder, and try whether it can be written: before the work that will be written there.
+
+    Raises:
+        UserError: It can't.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> UserError:
+    mend = "choose another name" if isinstance(error, FileExistsError | NotADirectoryError) else ""
+    mend = mend or "choose a folder that you may write"
+    return UserError(f"it can't be written ({error.strerror})", where=str(path), mend=mend)
+
+
 def _keep(path: Path, name: Path) -> None:
     """Give a file a second name, or where the file system has no links a copy of that name."""
     try:
@@ -101,9 +121,7 @@ def write_lines(path: Path, lines: Iterable[str], *, keep_earlier: bool = True) 
         with written_whole(path, keep_earlier=keep_earlier) as partial, partial.open("w", encoding="utf-8") as file:
             file.writelines(lines)
     except OSError as error:
-        raise UserError(
-            f"it can't be written ({error.strerror})", where=str(path), mend="choose a folder that you may write"
-        ) from error
+        raise _unwritable(path, error) from error
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
