@@ -74,6 +74,21 @@ def _read(where: str, _mtime_ns: int, _size: int) -> dict[str, Any]:
     return checkpoint
 
 
+def check_written_by(module: str, checkpoint: dict[str, Any], where: str) -> None:
+    """Make sure that a module of this class wrote the checkpoint.
+
+    Raises:
+        CheckpointError: Another one did.
+    """
+    written_by = checkpoint[SECTION]["module"]
+    if written_by != module:
+        raise CheckpointError(
+            f"it was written by {written_by}, not by {module}",
+            where=where,
+            mend=f"load it with {written_by}, or give it to {module} as the backbone",
+        )
+
+
 def pack_backbone(
     config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, writing: GenerationConfig | None = None
 ) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from lit_nlp import scratch
 from lit_nlp.callbacks.checkpointing import AtomicCheckpointIO, LastCheckpoint
 from lit_nlp.callbacks.results import ResultsWriter
 from lit_nlp.callbacks.run_folder import RunFolder, newest_run, unused_run
-from lit_nlp.checkpoints import SECTION, read_checkpoint
+from lit_nlp.checkpoints import SECTION, check_written_by, read_checkpoint
 from lit_nlp.data.base import Drawn, Split, TextDataModule
 from lit_nlp.errors import CheckpointError, ConfigError, NonFiniteError, UserError, did_you_mean, require
 from lit_nlp.explain.options import Options
@@ -460,6 +460,7 @@ class LitNLPCLI(LightningCLI):
         Raises:
             CheckpointError: The command line asks for something else, or a config names other labels.
         """
+        check_written_by(config.model.class_path.rpartition(".")[2], checkpoint, str(config.ckpt_path))
         model, data = (part.get("init_args", Namespace()) for part in (config.model, config.data))
         trained_with = checkpoint["hyper_parameters"]
         asked_for = self._on_command_line("model")

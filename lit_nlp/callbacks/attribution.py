@@ -16,6 +16,7 @@ from lit_nlp.explain import Attribution, attribute, write_report
 from lit_nlp.explain.attribution import by_row
 from lit_nlp.explain.methods import methods_of
 from lit_nlp.explain.options import Options
+from lit_nlp.modules.text_classification import TextClassificationModule
 
 # Among so many texts, the most wrong ones are looked for.
 _SEARCHED = 1000
@@ -51,6 +52,9 @@ class AttributionCallback(Callback):
     ) -> None:
         if every_n_epochs < 0 or limit < 1:
             raise ConfigError("every_n_epochs must be at least 0 and limit at least 1", where="AttributionCallback")
+        known_name(split, ("train", "val"), "AttributionCallback.split")
+        if isinstance(select, str):
+            known_name(select, ("random", "wrong"), "AttributionCallback.select")
         known = [*(field.name for field in fields(Options)), "target", "contrast"]
         for name in options or {}:
             known_name(name, known, "AttributionCallback.options")
@@ -69,11 +73,16 @@ class AttributionCallback(Callback):
             self._explain(trainer, pl_module, self.split, f"epoch-{epoch}-step-{trainer.global_step}")
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse a strategy under which no process has the whole model.
+        """Refuse what would only fail after an epoch.
 
         Raises:
-            ConfigError: It shards the model.
+            ConfigError: The strategy shards the model, the data holds no texts, or nothing can be wrong.
         """
+        if not isinstance(getattr(trainer, "datamodule", None), TextDataModule):
+            raise ConfigError("explanations need texts", where="AttributionCallback", mend="fit with a data module")
+        if self.select == "wrong" and not isinstance(pl_module, TextClassificationModule):
+            mend = "choose random, or rows by their numbers"
+            raise ConfigError("only classes can be wrong", where="AttributionCallback.select", mend=mend)
         if isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy):
             raise ConfigError("a model in shards can't be explained while it fits", where="AttributionCallback")
 
@@ -91,10 +100,7 @@ class AttributionCallback(Callback):
         trainer.strategy.barrier("attributions")
 
     def _report(self, trainer: Trainer, module: Any, split: Split, name: str) -> None:
-        data = getattr(trainer, "datamodule", None)
-        if not isinstance(data, TextDataModule):
-            raise ConfigError("explanations need texts", where="AttributionCallback", mend="fit with a data module")
-        drawn = self._chosen(module, data, split)
+        drawn = self._chosen(module, trainer.datamodule, split)  # type: ignore[attr-defined]
         attributions = by_row(attribute(module, drawn.texts, labels=drawn.given, **self.options), drawn.rows)
         folder = self._folder(trainer) / "attributions" / name
         title = f"Why the model decided: {name.replace('-', ' ')}"
@@ -111,9 +117,7 @@ class AttributionCallback(Callback):
             return data.drawn(split, self.limit)
         drawn = data.drawn(split, _SEARCHED)
         said = module.predict_texts(drawn.texts)
-        given = drawn.given
-        if given is None or not hasattr(said[0], "label"):
-            raise ConfigError("only classes with labels can be wrong", where="AttributionCallback.select")
+        given = drawn.given or []
         wrong = [i for i, (one, label) in enumerate(zip(said, given, strict=True)) if one.label != label]
         wrong.sort(key=lambda i: -_how_wrong(said[i], given[i]))
         return data.rows(split, [drawn.rows[i] for i in wrong[: self.limit]])

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from transformers import PreTrainedConfig, get_scheduler
 
-from lit_nlp.checkpoints import SECTION, check_primitives, pack_backbone, read_checkpoint
-from lit_nlp.errors import CheckpointError, ConfigError, NonFiniteError, require
+from lit_nlp.checkpoints import SECTION, check_primitives, check_written_by, pack_backbone, read_checkpoint
+from lit_nlp.errors import ConfigError, NonFiniteError, require
 from lit_nlp.files import json_lines
 from lit_nlp.modules.backbones import check_vocabulary, load_model
 from lit_nlp.modules.optimization import freeze as freeze_parameters
@@ -394,13 +394,7 @@ class TransformerModule(LightningModule):
             CheckpointError: It is missing, damaged, or of another module.
         """
         checkpoint = read_checkpoint(checkpoint_path)
-        written_by = checkpoint[SECTION]["module"]
-        if written_by != cls.__name__:
-            raise CheckpointError(
-                f"it was written by {written_by}, not by {cls.__name__}",
-                where=str(checkpoint_path),
-                mend=f"load it with {written_by}, or give it to {cls.__name__} as the backbone",
-            )
+        check_written_by(cls.__name__, checkpoint, str(checkpoint_path))
         hyperparameters = {**checkpoint["hyper_parameters"], **changes}
         name = hyperparameters["backbone"]
         module = cls(**{**hyperparameters, "backbone": str(checkpoint_path)})
