@@ -42,7 +42,9 @@ class Attribution:
             less that of its baseline), in units of the score; None where the method's scores aren't to add up.
         converged: Whether the delta is as small as was asked for; None where there is none, or where it is small
             by construction and says nothing.
-        words: The words of `text`, and `pair_words` those of `text_pair`.
+        words: The words of `text` that the model read, and `pair_words` those of `text_pair`: not those that are cut
+            off, or that stand in another window than the answer. Beside a token, what was written is whole: words that
+            come later have 0.
         row: The number of the text among those that were given.
         kind: `class`, `span` or `token`.
         parts: What `text` and `text_pair` are called.
@@ -276,6 +278,10 @@ class _Ledger:
         self._module, self._targets, self._options = module, targets, options
         self._absence = module.absence_id(options.baseline)
         self._features = [Features.of(target) for target in targets]
+        self._read = [
+            {word for each in target.readings for word in features.read(each)}
+            for target, features in zip(targets, self._features, strict=True)
+        ]
         self._credit = [torch.zeros(len(features) + 1, dtype=torch.double) for features in self._features]
         self._change: dict[int, float] = {}
 
@@ -307,23 +313,29 @@ class _Ledger:
         return float(self._credit[target][-1])
 
     def words(self, target: int, *, part: Literal[0, 1]) -> list[Word]:
-        """Return the words of the text (part 0) or of its pair (part 1) with their credit."""
-        features = self._features[target]
+        """Return the words that are read of the text (part 0) or of its pair (part 1), with their credit.
+
+        What was written, beside a token of it, is whole: its later words, not read yet, have 0.
+        """
+        features, text = self._features[target], self._features[target].texts[part]
         first = 0 if part == 0 else len(features.spans[0])
-        scores = self._credit[target][first : first + len(features.spans[part])].tolist()
-        text = features.texts[part]
+        numbers = range(first, first + len(features.spans[part]))
+        whole = part == 1 and self._targets[target].kind == "token"
         return [
-            Word(text[start:end], start, end, score)
-            for (start, end), score in zip(features.spans[part], scores, strict=True)
+            Word(text[start:end], start, end, float(self._credit[target][number]))
+            for number, (start, end) in zip(numbers, features.spans[part], strict=True)
+            if whole or number in self._read[target]
         ]
 
     def _drawn(self) -> Iterator[int]:
         """Draw the credit of the words that are read, by a seed of the target's own."""
         for i, target in enumerate(self._targets):
             own = repr((target.text, target.text_pair, target.name, target.span)).encode()
-            drawn = random_scores(len(self._features[i]), zlib.crc32(own, self._options.seed & 0xFFFFFFFF))
-            read = sorted({word for each in target.readings for word in self._features[i].read(each)})
-            self._credit[i][read] = drawn[read]
+            drawn, read = (
+                random_scores(len(self._features[i]), zlib.crc32(own, self._options.seed & 0xFFFFFFFF)),
+                self._read[i],
+            )
+            self._credit[i][sorted(read)] = drawn[sorted(read)]
             yield i
 
     def _credited(self, targets: Sequence[int], method: Method, options: Options) -> Iterator[int]:

@@ -84,8 +84,9 @@ def compare_methods(
             remembered = Remembered(game)
             marked = rationales[targets[i].row] if rationales is not None else None
             for name, attributions in found.items():
-                rationale = None if marked is None else marked.words_of(attributions[i])[game.played]
-                scores = _scores(attributions[i])[game.played]
+                # Behind the words that are played come only those that are written later.
+                rationale = None if marked is None else marked.words_of(attributions[i])[: game.words]
+                scores = _scores(attributions[i])[: game.words]
                 measured = measure(remembered, scores, rationale=rationale, seed=chosen.seed)
                 if measured is not None and sensitivity:
                     explain, embeddings = explanation(module, targets[i], known[name], of_each[name])

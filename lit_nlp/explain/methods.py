@@ -41,6 +41,7 @@ class Method:
             `construction`, whatever they are worth; in `principle`, as far as the method holds; or `not` at all.
         change: That change, where it isn't the one from the text without any word to the text.
         takes: The names of the options that only some methods have a use for.
+        signed: Whether scores above 0 speak for the target and those below against it; else all say how much.
         doubles: Whether text and baseline go through the module together, and so take twice the room.
     """
 
@@ -49,6 +50,7 @@ class Method:
     adds_up: Literal["steps", "construction", "principle", "not"] = "not"
     change: Callable[[Batch, Options], Float[Tensor, " batch"]] = lambda batch, _: batch.change()
     takes: frozenset[str] = frozenset()
+    signed: bool = True
     doubles: bool = False
 
 
@@ -216,7 +218,7 @@ METHODS: dict[str, Method] = {
         takes=_LAYER,
     ),
     "saliency": Method(
-        credit=saliency, about="How much the score would react to a small change of each word; unsigned."
+        credit=saliency, about="How much the score would react to a small change of each word; unsigned.", signed=False
     ),
     "input_x_gradient": Method(credit=input_x_gradient, about="Each word times the score's reaction to it."),
     "deep_lift": Method(
@@ -251,11 +253,13 @@ METHODS: dict[str, Method] = {
     "attention_rollout": Method(
         credit=attention_rollout,
         about="Where attention goes, not what it carries: a look inside, and no explanation by itself.",
+        signed=False,
     ),
     "attention": Method(
         credit=attention,
         about="Where one layer's attention looks, not what it carries: a look inside, and no explanation by itself.",
         takes=_LAYER | _HEAD,
+        signed=False,
     ),
     RANDOM: Method(credit=None, about="Drawn at random: no explanation, but the floor for all others."),
 }

@@ -134,10 +134,11 @@ class _Pen:
     def bars(self, card: Card, view: View) -> None:
         """Draw the strongest words for and against, and the probabilities, side by side."""
         spoken = bool(view.probabilities)
+        titles = ["Speaks for", "Speaks against"] if spoken else ["Raises", "Lowers"]
         columns = [
             (title, [(card.parts[view.parts[p]].names[w], view.scores[p][w] / view.scale, signed(view.scores[p][w]))
                      for p, w in view.strongest[which]])
-            for which, title in enumerate(["Speaks for", "Speaks against"] if spoken else ["Raises", "Lowers"])
+            for which, title in enumerate(titles if view.signed else ["Counts most for"])
         ]  # fmt: skip
         if spoken:
             columns.append(("Probability", [(name, share, percent(share)) for name, share in view.probabilities]))
@@ -146,7 +147,7 @@ class _Pen:
         for column, (title, items) in enumerate(columns):
             x, self.y = _MARGIN + column * width, top
             self._write(x, self.y, title, _SMALL, _QUIET)
-            colour = [_FOR, _AGAINST, _BAR][column]
+            colour = {titles[1]: _AGAINST, "Probability": _BAR}.get(title, _FOR)
             for name, share, number in items:
                 self.down(_ROW)
                 self._write(x, self.y, name if len(name) <= 14 else name[:13] + "…", _SMALL, _INK)

@@ -25,7 +25,7 @@ from lit_nlp.errors import ConfigError
 from lit_nlp.explain.attribution import Attribution
 from lit_nlp.explain.faithfulness import BY_DEFINITION, Comparison, Curve
 from lit_nlp.explain.methods import METHODS
-from lit_nlp.explain.words import Word
+from lit_nlp.explain.words import Word, find_words
 from lit_nlp.files import write_jsonl, write_text
 from lit_nlp.metrics.question_answering import exact_match
 from lit_nlp.targets import Label
@@ -84,6 +84,7 @@ class View:
         read: How many words of the second part were there when the token was written; None for other kinds.
         probabilities: The most probable classes, candidates or tokens; `others` counts those left out.
         notes: What the scores add up to, and whether they do; `warning` where they don't.
+        signed: Whether scores above 0 speak for the target, and those below against it; else all say how much.
     """
 
     target: str
@@ -101,6 +102,7 @@ class View:
     others: int
     notes: list[str]
     warning: str
+    signed: bool
 
 
 @dataclass(frozen=True)
@@ -204,7 +206,7 @@ def write_report(
         rows = sorted({each.row for each in attributions})
         told = f"rows {rows[0]} to {rows[-1]}" if rows else "no rows"
         raise ConfigError(f"there is no row {png}, only {told}" if rows else f"there is no row {png}", where="png")
-    write_jsonl(folder / "attributions.jsonl", map(_object, attributions))
+    write_jsonl(folder / "attributions.jsonl", (_object(each, influences) for each in attributions))
     page = render(attributions, title=title, facts=facts, comparison=comparison, influences=influences)
     write_text(folder / "index.html", page)
     if pictured:
@@ -245,6 +247,7 @@ def render(
         delta=any(each.convergence_delta is not None for each in attributions),
         converged=[each.converged for each in attributions if each.converged is not None],
         overview=overview(cards),
+        counted=sorted({card.views[0].method for card in cards}),
         comparison=comparison,
         by_definition=BY_DEFINITION,
         charts=[chart(name, comparison) for name in _CHARTS] if comparison else [],
@@ -420,6 +423,9 @@ def _view(each: Attribution, parts: list[int], starts: Sequence[int], place: int
     needed = {*names(each.prediction), *names(each.label), each.target}
     probable = [item for rank, item in enumerate(ranked) if rank < _CLASSES or item[0] in needed]
     notes, warning = _notes(each)
+    texts = [each.text] + ([each.text_pair] if each.text_pair is not None else [])
+    if unread := sum(len(find_words(text)) for text in texts) - sum(map(len, words)):
+        notes.append(f"{unread} word{'s' * (unread > 1)} without a score: not read for this.")
     return View(
         target=each.target,
         method=each.method,
@@ -436,6 +442,7 @@ def _view(each: Attribution, parts: list[int], starts: Sequence[int], place: int
         others=len(ranked) - len(probable),
         notes=notes,
         warning=warning,
+        signed=each.method not in METHODS or METHODS[each.method].signed,
     )
 
 
@@ -455,6 +462,8 @@ def _notes(each: Attribution) -> tuple[list[str], str]:
     rest = special if signed(each.special_score) not in ("+0.00", "\N{MINUS SIGN}0.00") else ""
     if each.convergence_delta is None:
         return [f"The scores sum to {signed(total)}; by this method they needn’t add up to anything.{rest}"], ""
+    if each.converged is None:
+        return [f"The scores sum to {signed(total)}: by this method they add up, however good they are.{rest}"], ""
     delta = signed(each.convergence_delta)
     change = f"Together the words change the score by {signed(total)}.{rest}"
     if each.converged:
@@ -495,7 +504,8 @@ def _head(each: Attribution, confidence: float | None) -> list[tuple[str, str, s
     if each.kind == "token":
         written = told(each.prediction, nothing="nothing")
         short = written if len(written) <= 60 else written[:59] + "…"
-        return [("Wrote", short, f"{sure} per token" if sure else "")]
+        caption = each.parts[1][:1].upper() + each.parts[1][1:]
+        return [(caption, short, f"{sure} per token" if sure else "")]
     said, gold, nothing = (
         ("Answered", "Right answer", "no answer")
         if each.kind == "span"
@@ -525,10 +535,11 @@ def _pushes(target: str, texts: int, scores: Mapping[str, Sequence[float]]) -> P
     return Pushes(target, texts, least, raising, lowering)
 
 
-def _object(attribution: Attribution) -> dict[str, Any]:
+def _object(attribution: Attribution, influences: Mapping[int, Sequence[Mapping[str, Any]]] | None) -> dict[str, Any]:
     """As `dataclasses.asdict`, which copies so deeply that it takes most of the time of a large report."""
     words = {name: [vars(word) for word in getattr(attribution, name)] for name in ("words", "pair_words")}
-    return {**vars(attribution), **words}
+    found = vars(attribution) | words
+    return found | ({"influences": list(influences.get(attribution.row, ()))} if influences is not None else {})
 
 
 def _rounded(number: float) -> float:

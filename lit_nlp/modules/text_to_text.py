@@ -319,7 +319,7 @@ class TextToTextModule(TransformerModule):
                         name=name if contrast is None else f"{name} rather than {contrast.strip()}",
                         text=one.source,
                         text_pair=one.text,
-                        parts=self.parts,
+                        parts=self.parts if outputs is None else (self.parts[0], f"given {self.parts[1]}"),
                         kind="token",
                         prediction=one.text,
                         probability=of_tokens[i].probability,

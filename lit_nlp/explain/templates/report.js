@@ -211,7 +211,8 @@ function heatTable(card, view, rows, columns) {
     const score = row.scores[column.p][column.w];
     const sum = row.scores.flat().reduce((total, each) => total + Math.abs(each), 0);
     const chance = row.probability === null ? "" : `, written with probability ${percent(row.probability)}`;
-    about.replaceChildren(bdi(column.word), ` speaks ${score > 0 ? "for " : "against "}`, bdi(row.target),
+    const does = !view.signed ? "counts for" : score > 0 ? "speaks for" : "speaks against";
+    about.replaceChildren(bdi(column.word), ` ${does} `, bdi(row.target),
       `: ${signed(score)}, ${percent(sum ? Math.abs(score) / sum : 0)} of all that counted for this token${chance}`);
   };
   table.addEventListener("mouseover", (event) => tell(event.target.closest("td")));
@@ -270,7 +271,8 @@ function draw(card) {
     ...[choices(card, view)].filter(Boolean),
     make("div", { class: "texts" }, texts, reference),
     make("div", { class: "columns" },
-      strongest(card, view, 0, spoken ? "Speaks for" : "Raises"), strongest(card, view, 1, spoken ? "Speaks against" : "Lowers"), chances(view)),
+      strongest(card, view, 0, !view.signed ? "Counts most for" : spoken ? "Speaks for" : "Raises"),
+      view.signed ? strongest(card, view, 1, spoken ? "Speaks against" : "Lowers") : null, chances(view)),
     ...[heat(card, view), everyWord(card, view), examples(card)].filter(Boolean),
     make("footer", {}, view.notes.join(" "), view.warning ? " " : null, view.warning ? make("strong", {}, view.warning) : null,
       " ", make("span", { class: "quiet" }, plain(view.method))),
