@@ -78,6 +78,8 @@ class AttributionCallback(Callback):
         Raises:
             ConfigError: The strategy shards the model, the data holds no texts, or nothing can be wrong.
         """
+        if stage not in ("fit", "test"):
+            return
         if not isinstance(getattr(trainer, "datamodule", None), TextDataModule):
             raise ConfigError("explanations need texts", where="AttributionCallback", mend="fit with a data module")
         if self.select == "wrong" and not isinstance(pl_module, TextClassificationModule):

@@ -8,8 +8,14 @@ import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.data import DataLoader
 
-from lit_nlp import AttributionCallback, TextClassificationDataModule, TextClassificationModule
+from lit_nlp import (
+    AttributionCallback,
+    QuestionAnsweringModule,
+    TextClassificationDataModule,
+    TextClassificationModule,
+)
 from lit_nlp.errors import ConfigError
 from tests.backbones import CORPUS
 from tests.contract import plain_trainer, write_rows
@@ -48,7 +54,8 @@ def test_reports_stand_in_the_folder_after_every_nth_epoch_and_at_the_end(bert: 
 def test_the_texts_are_those_of_the_rows_that_were_named(bert: str, data: Any, tmp_path: Path) -> None:
     module = TextClassificationModule(bert, labels=LABELS)
     plain_trainer(callbacks=[callback(tmp_path, select=[4, 1])]).test(module, data, verbose=False)
-    assert [row["text"] for row in explained(tmp_path / "attributions/test")] == [CORPUS[4], CORPUS[1]]
+    found = explained(tmp_path / "attributions/test")
+    assert [(row["row"], row["text"]) for row in found] == [(4, CORPUS[4]), (1, CORPUS[1])]
     with pytest.raises(ConfigError, match=r"data\.test: test has rows 0 to 5, but no row 9"):
         plain_trainer(callbacks=[callback(tmp_path, select=[9])]).test(module, data, verbose=False)
 
@@ -61,6 +68,30 @@ def test_the_most_wrong_are_told_the_surest_first(bert: str, data: Any, tmp_path
     wrong.sort(key=lambda text: -said[text].probability)
     plain_trainer(callbacks=[callback(tmp_path, select="wrong", limit=2)]).test(module, data, verbose=False)
     assert [row["text"] for row in explained(tmp_path / "attributions/test")] == wrong[:2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"options": {"layer": "a"}}, "layer: integrated_gradients has no use for layer"),
+        (
+            {"options": {"metod": "lime"}},
+            "AttributionCallback.options: AttributionCallback.options 'metod' is not one of ",
+        ),
+    ],
+)
+def test_what_it_cannot_do_is_told_when_it_is_made(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        AttributionCallback(**arguments)
+    assert str(raised.value).startswith(message)
+
+
+def test_what_a_run_cannot_give_is_told_before_its_first_step(bert: str, data: Any, tmp_path: Path) -> None:
+    classes, spans = TextClassificationModule(bert, labels=LABELS), QuestionAnsweringModule(bert)
+    with pytest.raises(ConfigError, match="AttributionCallback: explanations need texts"):
+        plain_trainer(callbacks=[callback(tmp_path)]).fit(classes, DataLoader([]))
+    with pytest.raises(ConfigError, match=r"AttributionCallback\.select: only classes can be wrong"):
+        plain_trainer(callbacks=[callback(tmp_path, select="wrong")]).fit(spans, data)
 
 
 def test_tensorboard_shows_words_whose_markup_is_text(bert: str, tmp_path: Path) -> None:

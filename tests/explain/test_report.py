@@ -429,7 +429,9 @@ def test_a_row_that_is_not_there_cannot_be_pictured(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"file.attributions.jsonl: it can't be written .File exists.; choose another name"):
+    with pytest.raises(
+        UserError, match=r"file.attributions.jsonl: it can't be written .File exists.; choose another name"
+    ):
         write_report([], tmp_path / "file", title="t", facts={})
 
 

@@ -449,6 +449,18 @@ def test_a_target_has_the_name_that_a_prediction_would_have(
     assert module.label_of(target) == label
 
 
+def test_the_runner_up_is_the_most_probable_of_the_other_classes(bert: str) -> None:
+    module = TextClassificationModule(bert, labels=["a", "b", "c"])
+    said = module.predict_texts(CORPUS[:3])
+    found = module.attribution_targets(CORPUS[:3], contrast="runner-up")
+    for one, target in zip(said, found, strict=True):
+        first, second, _ = sorted(one.probabilities, key=lambda label: -one.probabilities[label])
+        assert target.name == f"{first} rather than {second}"
+    assert module.target_choices() == [("a", None), ("b", None), ("c", None), (None, "runner-up")]
+    with pytest.raises(ConfigError, match="outputs: TextClassificationModule writes nothing"):
+        module.attribution_targets(CORPUS[:1], outputs=["a"])
+
+
 def test_the_score_is_the_logit_of_the_target(bert: str) -> None:
     module = TextClassificationModule(bert, labels=LABELS)
     assert torch.equal(module.score(LOGITS, torch.tensor([0, 1, 2, 0])), LOGITS[range(4), [0, 1, 2, 0]])
