@@ -14,19 +14,18 @@ from tests.benchmarks.harness import PRECISION, Clock, Line, Setting, rates, thr
 
 # Rows, columns and depth of products as they come in an encoder, and of one that fits the caches well.
 SHAPES = ((704, 1536, 384), (704, 384, 1536), (704, 384, 384), (1024, 1024, 1024), (2048, 3072, 768))
-_REPEATS = 8
+ROWS, _REPEATS = 960, 8
 
 
 def matrix_share(setting: Setting) -> list[Line]:
     """MiniLM on SST-2: 6 operations a parameter and token, beside the best rate of matrix products."""
     with setting.file("sst2", "train.tsv").open(newline="") as file:
-        rows = list(islice(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE), 960))
+        rows = list(islice(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE), ROWS))
 
     def ours(clock: Clock) -> None:
         with tempfile.TemporaryDirectory() as folder:
             module, data = sentiment(rows, folder)
-            counts = _Operations(clock)
-            fit(module, data, clock, counts)
+            fit(module, data, clock, _Operations(clock))
 
     return rates(
         f"fit, MiniLM-L6, SST-2, useful matrix work, {threads()}",

@@ -20,6 +20,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import transformers
+
 from tests.benchmarks.harness import PRECISION, Line, Missing, Setting
 
 LINES = {
@@ -68,6 +70,7 @@ def main() -> None:
 
 def measured(name: str, setting: Setting) -> list[Line]:
     """Return the rows of one line."""
+    transformers.utils.logging.disable_progress_bar()
     found: list[Line] = getattr(import_module(f"tests.benchmarks.{LINES[name]}"), name)(setting)
     return found
 
