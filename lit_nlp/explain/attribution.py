@@ -184,7 +184,7 @@ def credited(
                 target=each.name,
                 method=options.method,
                 convergence_delta=delta,
-                converged=ledger.is_complete(i) if method.adds_up in ("steps", "principle") else None,
+                converged=ledger.is_complete(i) if method.adds_up in ("points", "principle") else None,
                 words=ledger.words(i, part=0),
                 pair_words=ledger.words(i, part=1),
                 row=each.row,
@@ -202,7 +202,7 @@ def explanation(
 ) -> tuple[Explanation, tuple[Tensor, ...]]:
     """Return what scores a target's words for any embeddings, and its own embeddings, reading by reading.
 
-    Integrated gradients take a fixed number of steps, so that the scores move with the embeddings alone.
+    Integrated gradients take the same points each time, so that the scores move with the embeddings alone.
 
     Args:
         module: The module; in `attributing()`.
@@ -217,12 +217,14 @@ def explanation(
     def explain(given: tuple[Tensor, ...], call: int) -> Tensor:
         if method.credit is None:
             return random_scores(len(features), options.seed + call)
-        chosen = replace(options, steps=2 * options.steps, seed=options.seed + call)
+        chosen = replace(options, max_steps=1, seed=options.seed + call)
         credit = torch.zeros(len(features), dtype=torch.double)
         with torch.enable_grad():
             for i, batch in enumerate(batches):
                 moved = batch.at(given[i * layers : (i + 1) * layers])
-                credit[batch.read[0]] += method.credit(moved, chosen)[0, :-1].cpu().double()
+                found = method.credit(moved, chosen)
+                of_words = found[0] if isinstance(found, tuple) else found
+                credit[batch.read[0]] += of_words[0, :-1].cpu().double()
         return credit
 
     return explain, tuple(each for batch in batches for each in batch.embeddings)
@@ -283,22 +285,29 @@ class _Ledger:
             for target, features in zip(targets, self._features, strict=True)
         ]
         self._credit = [torch.zeros(len(features) + 1, dtype=torch.double) for features in self._features]
-        self._change: dict[int, float] = {}
+        self._change = [0.0 for _ in targets]
 
     def fill(self, method: Method) -> Iterator[int]:
-        """Credit all words, with as many steps as each target needs; yields which target is finished."""
+        """Credit all words; yields each target that is finished."""
         if method.credit is None:
             yield from self._drawn()
             return
-        waiting, options = set(range(len(self._targets))), self._options
-        options = replace(options, steps=min(options.steps, options.max_steps))
-        while waiting:
-            last = method.adds_up != "steps" or options.steps == options.max_steps
-            for target in self._credited(sorted(waiting), method, options):
-                if last or self.is_complete(target):
-                    waiting.remove(target)
-                    yield target
-            options = replace(options, steps=min(2 * options.steps, options.max_steps))
+        left = [len(target.readings) for target in self._targets]
+        for picked, batch in self._batches(max(1, self._options.batch_size // method.together)):
+            found = method.credit(batch, self._options)
+            credits, changes = found if isinstance(found, tuple) else (found, None)
+            if changes is None:
+                changes = torch.zeros(len(picked)) if method.adds_up == "not" else batch.change()
+            for i, read, credit, change in zip(
+                picked, batch.read, credits.cpu().double(), changes.tolist(), strict=True
+            ):
+                self._credit[i][read] += credit[: len(read)]
+                self._credit[i][-1] += credit[-1]
+                self._change[i] += change
+                left[i] -= 1
+                if not left[i]:
+                    self._check_finite(i)
+                    yield i
 
     def delta(self, target: int) -> float:
         """Return the sum of the target's credit less its change of score."""
@@ -338,27 +347,6 @@ class _Ledger:
             self._credit[i][sorted(read)] = drawn[sorted(read)]
             yield i
 
-    def _credited(self, targets: Sequence[int], method: Method, options: Options) -> Iterator[int]:
-        """Credit the words of some targets anew; yields each that has all of its credit."""
-        assert method.credit is not None
-        left = {i: len(self._targets[i].readings) for i in targets}
-        unknown = method.adds_up != "not" and not self._change  # else it doesn't matter, or a first round told it
-        for i in targets:
-            self._credit[i].zero_()
-        # The points of one text's path fill a batch by themselves, and need no padding to other texts.
-        together = options.steps if method.adds_up == "steps" else 2 if method.doubles else 1
-        for picked, batch in self._batches(targets, max(1, options.batch_size // together)):
-            credits = method.credit(batch, options).cpu().double()
-            changes = method.change(batch, options).tolist() if unknown else [0.0] * len(picked)
-            for i, read, credit, change in zip(picked, batch.read, credits, changes, strict=True):
-                self._credit[i][read] += credit[: len(read)]
-                self._credit[i][-1] += credit[-1]
-                self._change[i] = self._change.get(i, 0.0) + change
-                left[i] -= 1
-                if not left[i]:
-                    self._check_finite(i)
-                    yield i
-
     def _check_finite(self, target: int) -> None:
         if not math.isfinite(self.delta(target)):
             raise UserError(
@@ -367,9 +355,9 @@ class _Ledger:
                 mend="train again: weights that have diverged can't be explained",
             )
 
-    def _batches(self, targets: Sequence[int], rows: int) -> Iterator[tuple[list[int], Batch]]:
+    def _batches(self, rows: int) -> Iterator[tuple[list[int], Batch]]:
         """Yield readings of like length, the longest first, so that memory runs out at once or never."""
-        readings = [(i, reading) for i in targets for reading in self._targets[i].readings]
+        readings = [(i, reading) for i, target in enumerate(self._targets) for reading in target.readings]
         readings.sort(key=lambda item: [-len(ids) for ids in item[1].inputs.values()])
         for start in range(0, len(readings), rows):
             picked, some = zip(*readings[start : start + rows], strict=True)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from lit_nlp.explain.explainable import Explainable
+from lit_nlp.explain.path import Lines
 from lit_nlp.explain.words import find_words, shares
 from lit_nlp.targets import AttributionTarget, Reading
 
@@ -127,36 +128,57 @@ class Batch:
         Only embeddings are exchanged. What a model reads from the ids themselves (positions, the last token, an
         end mark) stays that of the text.
         """
-        replaced = dict(zip(self.embedding_layers, given, strict=False))
-        weights, targets, *inputs = given[len(replaced) :]
-        with _hooked(replaced, lambda layer, _: replaced[layer]):
-            outputs = self.module(**dict(zip(self.inputs, inputs, strict=True)))
-        return weighted(self.module.score, outputs, weights, targets)
+        return self.score_by(self.embedding_layers)(*given)
 
-    @torch.no_grad()
+    def score_by(self, layers: Sequence[nn.Module]) -> Callable[..., Float[Tensor, " rows"]]:
+        """Return what scores tensors that are given in place of what some layers give, with `fixed` behind them."""
+
+        def score(*given: Tensor) -> Float[Tensor, " rows"]:
+            replaced = dict(zip(layers, given, strict=False))
+            weights, targets, *inputs = given[len(replaced) :]
+            with _hooked(layers, lambda layer, output: _with_first(output, replaced[layer])):
+                outputs = self.module(**dict(zip(self.inputs, inputs, strict=True)))
+            return weighted(self.module.score, outputs, weights, targets)
+
+        return score
+
+    @cached_property
+    def ends(self) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+        """The score without any word, and the score of the text, in float64."""
+        return self._scores(self.score_at, self.baselines), self._scores(self.score_at, self.embeddings)
+
     def change(self) -> Float[Tensor, " batch"]:
-        """Return the score less the score without any word, in float64: what credit adds up to."""
-        full, empty = (self.score_at(*each, *self.fixed).cpu().double() for each in (self.embeddings, self.baselines))
+        """Return the score less the score without any word: what credit adds up to."""
+        empty, full = self.ends
         return full - empty
 
-    @torch.no_grad()
-    def change_by(self, layer: nn.Module) -> Float[Tensor, " batch"]:
-        """Return the score less the score where a layer gives what it gives without any word, in float64."""
-        blank: list[Any] = []
-        with _hooked([layer], lambda _, output: blank.append(output)):
-            self.score_at(*self.baselines, *self.fixed)
-        full = self.score_at(*self.embeddings, *self.fixed).cpu().double()
-        with _hooked([layer], lambda _layer, _output: blank[0]):
-            return full - self.score_at(*self.embeddings, *self.fixed).cpu().double()
+    def between(self, layer: nn.Module | None = None) -> Lines:
+        """Return the way from a text without words to the text, by its embeddings or by what a layer makes of them.
+
+        By a layer, all else stays the text's: its embeddings, and what passes the layer by.
+        """
+        if layer is None:
+            return Lines(self.score_at, self.baselines, self.embeddings, self.fixed, self.rows)
+        sides = [self.outputs_of(layer, embeddings) for embeddings in (self.baselines, self.embeddings)]
+        begin, end = ((each,) for each in sides if each is not None)
+        return Lines(self.score_by([layer]), begin, end, self.fixed, self.rows)
+
+    def ends_of(self, lines: Lines) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+        """Return the scores at both ends of a way, in float64."""
+        return self._scores(lines.score, lines.begin), self._scores(lines.score, lines.end)
 
     @torch.no_grad()
-    def outputs_of(self, layer: nn.Module) -> Tensor | None:
-        """Return what a layer gives for the texts, of several tensors the first; None where it isn't tensors."""
+    def _scores(self, score: Callable[..., Tensor], given: tuple[Tensor, ...]) -> Float[Tensor, " batch"]:
+        return score(*given, *self.fixed).cpu().double()
+
+    @torch.no_grad()
+    def outputs_of(self, layer: nn.Module, embeddings: tuple[Tensor, ...]) -> Tensor | None:
+        """Return what a layer gives for embeddings, of several tensors the first; None where it isn't a tensor."""
         given: list[Any] = []
         with _hooked([layer], lambda _, output: given.append(output)):
-            self.score_at(*self.embeddings, *self.fixed)
+            self.score_at(*embeddings, *self.fixed)
         outputs = given[0] if given and isinstance(given[0], tuple) else tuple(given[:1])
-        return outputs[0] if outputs and all(isinstance(each, Tensor) for each in outputs) else None
+        return outputs[0] if outputs and isinstance(outputs[0], Tensor) else None
 
     def per_word(self, credits: Sequence[Float[Tensor, "batch _"]]) -> Float[Tensor, "batch words_and_rest"]:
         """Add the credit of tokens up to that of words; in a last column what special tokens have."""
@@ -169,6 +191,7 @@ class Batch:
     def at(self, embeddings: tuple[Float[Tensor, "batch _ hidden"], ...]) -> "Batch":
         """Return the same texts with other embeddings."""
         found = copy(self)
+        found.__dict__.pop("ends", None)
         found.embeddings = embeddings
         return found
 
@@ -336,6 +359,11 @@ def _per_word(
     words = (credit.unsqueeze(1) @ membership).squeeze(1)
     rest = (credit * (1 - membership.sum(2))).sum(1, keepdim=True)
     return torch.cat([words, rest], dim=1)
+
+
+def _with_first(output: Any, tensor: Tensor) -> Any:
+    """Return a layer's output with another tensor in place of its own, or of the first of them."""
+    return (tensor, *output[1:]) if isinstance(output, tuple) else tensor
 
 
 @contextmanager

@@ -20,8 +20,10 @@ from lit_nlp.explain.attention import raw, rollout
 from lit_nlp.explain.batch import Batch, Game
 from lit_nlp.explain.faithfulness import RANDOM
 from lit_nlp.explain.options import Options
+from lit_nlp.explain.path import FIRST_POINTS
 
 Credit = Float[Tensor, "batch words_and_rest"]
+Accounted = tuple[Credit, Float[Tensor, " batch"]]
 
 _FEW_WORDS = 8
 _ORDERS = 50
@@ -34,24 +36,23 @@ class Method:
     """How words are credited.
 
     Attributes:
-        credit: A batch and options in, the credit of each word out, and in a last column that of special tokens.
-            None: the scores are drawn, without a look at the module.
+        credit: A batch and options in, the credit of each word out, and in a last column that of special tokens; with
+            the change that it should add up to, where that isn't the one from no word at all to the text. None: the
+            scores are drawn, without a look at the module.
         about: What the scores mean, for readers.
-        adds_up: Whether the credits add up to the change of the score: the better the more `steps` are taken; by
+        adds_up: Whether the credits add up to the change of the score: the better, the more `points` are taken; by
             `construction`, whatever they are worth; in `principle`, as far as the method holds; or `not` at all.
-        change: That change, where it isn't the one from the text without any word to the text.
         takes: The names of the options that only some methods have a use for.
         signed: Whether scores above 0 speak for the target and those below against it; else all say how much.
-        doubles: Whether text and baseline go through the module together, and so take twice the room.
+        together: How many sequences one text puts through the module at once.
     """
 
-    credit: Callable[[Batch, Options], Credit] | None
+    credit: Callable[[Batch, Options], Credit | Accounted] | None
     about: str
-    adds_up: Literal["steps", "construction", "principle", "not"] = "not"
-    change: Callable[[Batch, Options], Float[Tensor, " batch"]] = lambda batch, _: batch.change()
+    adds_up: Literal["points", "construction", "principle", "not"] = "not"
     takes: frozenset[str] = frozenset()
     signed: bool = True
-    doubles: bool = False
+    together: int = 1
 
 
 # Gradients
@@ -70,32 +71,23 @@ def input_x_gradient(batch: Batch, options: Options) -> Credit:
 def integrated_gradients(batch: Batch, options: Options) -> Credit:
     """Gradients of the score integrated along the line from the baseline's embeddings to the text's.
 
-    Sundararajan et al. 2017, "Axiomatic Attribution for Deep Networks", equation 1, by Gauss-Legendre
-    quadrature: the trapezoid rule is incomplete in Captum even on a linear model.
+    Sundararajan et al. 2017, "Axiomatic Attribution for Deep Networks", equation 1, by Gauss-Legendre quadrature over
+    intervals: the trapezoid rule is incomplete in Captum even on a linear model.
     """
-    return _at_embeddings(
-        batch, ca.IntegratedGradients(batch.score_at), baselines=batch.baselines, **_path(batch, options)
-    )
+    credit = batch.between().integrated(batch.ends, tolerance=options.tolerance, max_points=options.max_steps)
+    return batch.per_word(credit)
 
 
-def layer_integrated_gradients(batch: Batch, options: Options) -> Credit:
+def layer_integrated_gradients(batch: Batch, options: Options) -> Accounted:
     """Gradients integrated along the line between a layer's outputs for the baseline and for the text.
 
     All else that the model reads stays the text's: the scores add up to what the layer's outputs change.
     """
     layer, half = _layer(batch, options.layer or "")
-    method = ca.LayerIntegratedGradients(batch.score_at, layer)
-    found: Any = method.attribute(
-        batch.embeddings, baselines=batch.baselines, additional_forward_args=batch.fixed, **_path(batch, options)
-    )
-    credit = found[0] if isinstance(found, tuple) else found
-    return batch.per_word_of(half, credit.sum(-1)).detach()
-
-
-def _change_by_layer(batch: Batch, options: Options) -> Float[Tensor, " batch"]:
-    """Return the score less the score where a layer gives what it gives for the baseline."""
-    layer, _ = _layer(batch, options.layer or "")
-    return batch.change_by(layer)
+    lines = batch.between(layer)
+    ends = batch.ends_of(lines)
+    (credit,) = lines.integrated(ends, tolerance=options.tolerance, max_points=options.max_steps)
+    return batch.per_word_of(half, credit), ends[1] - ends[0]
 
 
 def deep_lift(batch: Batch, options: Options) -> Credit:
@@ -208,14 +200,15 @@ METHODS: dict[str, Method] = {
     "integrated_gradients": Method(
         credit=integrated_gradients,
         about="How far each word moves the score on the way from a blank text to this one.",
-        adds_up="steps",
+        adds_up="points",
+        together=FIRST_POINTS,
     ),
     "layer_integrated_gradients": Method(
         credit=layer_integrated_gradients,
         about="How far what a deeper layer makes of each word moves the score, on the way from what it makes of none.",
-        adds_up="steps",
-        change=_change_by_layer,
+        adds_up="points",
         takes=_LAYER,
+        together=FIRST_POINTS,
     ),
     "saliency": Method(
         credit=saliency, about="How much the score would react to a small change of each word; unsigned.", signed=False
@@ -225,7 +218,7 @@ METHODS: dict[str, Method] = {
         credit=deep_lift,
         about="The difference to a blank text, passed back layer by layer.",
         adds_up="principle",
-        doubles=True,
+        together=2,
     ),
     "gradient_shap": Method(
         credit=gradient_shap,
@@ -290,10 +283,6 @@ def _at_embeddings(batch: Batch, captum: Any, **options: Any) -> Credit:
     return batch.per_word([credit.sum(-1) for credit in found]).detach()
 
 
-def _path(batch: Batch, options: Options) -> dict[str, Any]:
-    return {"n_steps": options.steps, "method": "gausslegendre", "internal_batch_size": batch.rows}
-
-
 def _of_words(game: Game, captum: Any, **options: Any) -> Float[Tensor, " words"]:
     found: Tensor = captum.attribute(torch.ones(1, game.words), baselines=0, **options)
     return found[0].detach()
@@ -349,11 +338,26 @@ def _layer(batch: Batch, name: str) -> tuple[nn.Module, int]:
     such = f"name one, such as {next((path for path in known if path[-1].isdigit()), next(iter(known)))}"
     if name not in known:
         raise ConfigError(f"the model has no layer {name!r}", where="layer", mend=did_you_mean(name, known) or such)
-    given, half = batch.outputs_of(known[name]), _half(known, batch.embedding_layers, name)
+    given, half = batch.outputs_of(known[name], batch.embeddings), _half(known, batch.embedding_layers, name)
     by_token = half is not None and given is not None and given.shape[:2] == batch.embeddings[half].shape[:2]
-    if half is None or not by_token or known[name] in batch.embedding_layers:
+    if (
+        half is None
+        or not by_token
+        or known[name] in batch.embedding_layers
+        or _reads_the_source(batch, known[name], half)
+    ):
         raise ConfigError(f"{name} doesn't give one vector for each token", where="layer", mend=such)
     return known[name], half
+
+
+def _reads_the_source(batch: Batch, layer: nn.Module, half: int) -> bool:
+    """Whether a decoder's layer stands where the encoder's tokens do, as the keys of its second attention do."""
+    if half == 0 or torch.equal(batch.embeddings[1], batch.baselines[1]):
+        return False
+    with_words, without = (
+        batch.outputs_of(layer, (batch.embeddings[0], own)) for own in (batch.embeddings[1], batch.baselines[1])
+    )
+    return with_words is not None and without is not None and torch.equal(with_words, without)
 
 
 def _half(known: Mapping[str, nn.Module], embedding_layers: Sequence[nn.Module], name: str) -> int | None:

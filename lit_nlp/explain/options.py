@@ -15,8 +15,7 @@ class Options:
         layer: Where layer_integrated_gradients and attention look, as in model.bert.encoder.layer.3.
         head: Which head attention shows, counted from 0. None: the mean over all.
         tolerance: How far scores may be from adding up, as a share of the change that they explain.
-        steps: The points of the path with which integrated gradients begin; they double until the scores add up.
-        max_steps: Where they stop doubling.
+        max_steps: The points of a path at which integrated gradients stop to look for more precision.
         samples: Draws of the methods that sample, 2 at least. None: as many as give stable results.
         seed: What they draw by; a text's result doesn't depend on the texts beside it.
         batch_size: Sequences that go through the module at once; it bounds the memory.
@@ -31,7 +30,6 @@ class Options:
     layer: str | None = None
     head: int | None = None
     tolerance: float = 0.01
-    steps: int = 16
     max_steps: int = 512
     samples: int | None = None
     seed: int = 0
@@ -39,7 +37,7 @@ class Options:
     progress: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("tolerance", "steps", "max_steps", "batch_size"):
+        for name in ("tolerance", "max_steps", "batch_size"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"expected a number above 0, got {getattr(self, name)}", where=name)
         if self.samples is not None and self.samples < 2:

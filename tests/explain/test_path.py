@@ -1,0 +1,58 @@
+import pytest
+import torch
+
+from lit_nlp.explain.path import FIRST_POINTS, Lines
+
+
+def lines(score, *, texts: int = 1, rows: int = 64, seen: list[int] | None = None) -> Lines:
+    """Ways from 0 to a text's own numbers, in one place of two elements."""
+
+    def counted(given: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        if seen is not None and given.requires_grad:
+            seen.append(len(given))
+        return weight * score(given)
+
+    end = torch.arange(1.0, 2 * texts + 1, dtype=torch.double).view(texts, 1, 2)
+    weight = torch.arange(1.0, texts + 1, dtype=torch.double)
+    return Lines(counted, (torch.zeros_like(end),), (end,), (weight,), rows)
+
+
+def integrated(way: Lines, **limits) -> torch.Tensor:
+    with torch.no_grad():
+        ends = tuple(way.score(*side, *way.fixed).double() for side in (way.begin, way.end))
+    (credit,) = way.integrated(ends, **{"tolerance": 0.01, "max_points": 512} | limits)
+    return credit[:, 0].double()
+
+
+def test_a_polynomial_is_integrated_exactly_with_the_first_points():
+    seen: list[int] = []
+    found = integrated(lines(lambda x: x[:, 0].prod(1) ** 2 + 3 * x[:, 0].sum(1), texts=3, seen=seen))
+    end, weight = torch.tensor([[1.0, 2], [3, 4], [5, 6]]).double(), torch.tensor([1.0, 2, 3]).double()
+    torch.testing.assert_close(found, weight * (end.prod(1) ** 2 + 3 * end.sum(1)), rtol=1e-6, atol=1e-5)
+    assert sum(seen) == 3 * FIRST_POINTS
+
+
+def bump(x: torch.Tensor) -> torch.Tensor:
+    return torch.sigmoid(200 * (x[:, 0].sum(1) - 1))  # a step at a third of the way of the first text
+
+
+@pytest.mark.parametrize("tolerance", [0.1, 0.01, 0.001])
+def test_a_steep_step_takes_more_points_where_it_is_until_it_adds_up(tolerance: float):
+    seen: list[int] = []
+    found = integrated(lines(bump, seen=seen), tolerance=tolerance)
+    assert found.item() == pytest.approx(1, abs=tolerance)
+    assert FIRST_POINTS < sum(seen) < 120  # evenly spread points would have to be some 200 for the step alone
+
+
+def test_points_come_to_an_end():
+    seen: list[int] = []
+    integrated(lines(bump, seen=seen), tolerance=1e-9, max_points=40)
+    assert sum(seen) < 40 + 2 * 18
+
+
+def test_no_more_rows_are_scored_at_once_than_there_is_room_for_and_texts_do_not_meet():
+    seen: list[int] = []
+    together = integrated(lines(bump, texts=4, rows=5, seen=seen))
+    assert max(seen) <= 5
+    alone = integrated(lines(bump, rows=64))
+    assert together[0].item() == pytest.approx(alone.item(), abs=1e-6)
