@@ -247,6 +247,9 @@ class LitNLPCLI(LightningCLI):
 
     def __init__(self, args: list[str]) -> None:
         self.arguments = args
+        if args[0] in (verbs := self.subcommands()):
+            # A parser takes half a second to build, and LightningCLI would build that of each verb.
+            self.subcommands = lambda: {args[0]: verbs[args[0]]}  # type: ignore[method-assign]
         super().__init__(
             LightningModule,
             LightningDataModule,
