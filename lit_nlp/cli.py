@@ -45,6 +45,9 @@ _HOLDING_OUT = {"seed", "val_fraction", "limit"}
 _WORTH_BFLOAT16 = 1.5
 
 
+# The words that are told of one text.
+_STRONGEST = 6
+
 # What is chosen among where none is asked for; both run on every machine.
 _PRECISIONS = ("bf16-mixed", "32-true")
 
@@ -191,6 +194,9 @@ class LitNLPTrainer(Trainer):
             attributions = attribute(module, drawn.texts, **asked)
         attributions = by_row(attributions, drawn.rows)
         shown = _influences(module, datamodule, ckpt_path, drawn, chosen["batch_size"]) if influence else None
+        for each in attributions if text is not None else ():
+            words = ", ".join(f"{word.text} {word.score:+.2f}" for word in each.strongest(_STRONGEST))
+            rank_zero_info(f"{each.prediction}; {each.target} ({each.method}): {words}")
         facts = {
             "Checkpoint": str(ckpt_path),
             "Backbone": model.hparams["backbone"],

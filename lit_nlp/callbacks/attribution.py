@@ -139,8 +139,7 @@ def _table(attributions: Sequence[Attribution]) -> str:
     """Return Markdown: a row a text, with its strongest words; what the texts hold is no markup."""
     lines = ["| text | said | explained | strongest words |", "|---|---|---|---|"]
     for each in attributions:
-        words = sorted(each.words + each.pair_words, key=lambda word: -abs(word.score))[:_STRONGEST]
-        strongest = ", ".join(f"{_plain(word.text)} {word.score:+.2f}" for word in words)
+        strongest = ", ".join(f"{_plain(word.text)} {word.score:+.2f}" for word in each.strongest(_STRONGEST))
         lines.append(f"| {_plain(each.text)} | {_plain(str(each.prediction))} | {_plain(each.target)} | {strongest} |")
     return "\n".join(lines)
 

@@ -72,6 +72,10 @@ class Attribution:
     special_score: float = 0.0
     faithfulness: dict[str, float] | None = None
 
+    def strongest(self, count: int) -> list[Word]:
+        """Return the words of both texts with the highest scores, whatever their signs, the highest first."""
+        return sorted(self.words + self.pair_words, key=lambda word: -abs(word.score))[:count]
+
 
 def attribute(
     module: Explainable,

@@ -404,26 +404,69 @@ def plausibility(scores: Scores, rationale: Bool[Tensor, " words"]) -> Plausibil
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure of `Faithfulness`, and which way better lies."""
+    """A figure of `Faithfulness`, which way better lies, and what it tells, for readers."""
 
     of: Callable[[Faithfulness], float | None]
     higher: bool
+    about: str
 
 
 METRICS: dict[str, Metric] = {
-    "comprehensiveness": Metric(lambda text: text.comprehensiveness, higher=True),
-    "sufficiency": Metric(lambda text: text.sufficiency, higher=False),
-    "deletion": Metric(lambda text: text.deletion.area, higher=False),
-    "insertion": Metric(lambda text: text.insertion.area, higher=True),
-    "soft_comprehensiveness": Metric(lambda text: text.soft_comprehensiveness, higher=True),
-    "soft_sufficiency": Metric(lambda text: text.soft_sufficiency, higher=True),
-    "log_odds": Metric(lambda text: text.log_odds, higher=False),
-    "tau_loo": Metric(lambda text: text.tau_loo, higher=True),
-    "infidelity": Metric(lambda text: text.infidelity, higher=False),
-    "max_sensitivity": Metric(lambda text: text.max_sensitivity, higher=False),
-    "auprc": Metric(lambda text: text.plausibility.auprc if text.plausibility else None, higher=True),
-    "token_f1": Metric(lambda text: text.plausibility.token_f1 if text.plausibility else None, higher=True),
-    "iou_f1": Metric(lambda text: text.plausibility.iou_f1 if text.plausibility else None, higher=True),
+    "comprehensiveness": Metric(
+        lambda text: text.comprehensiveness,
+        higher=True,
+        about="what the answer's probability loses without the strongest words",
+    ),
+    "sufficiency": Metric(
+        lambda text: text.sufficiency, higher=False, about="what it loses with the strongest words alone"
+    ),
+    "deletion": Metric(
+        lambda text: text.deletion.area,
+        higher=False,
+        about="how much of it stays, on average, while words go, the strongest first",
+    ),
+    "insertion": Metric(
+        lambda text: text.insertion.area,
+        higher=True,
+        about="how much of it is there, on average, while words come, the strongest first",
+    ),
+    "soft_comprehensiveness": Metric(
+        lambda text: text.soft_comprehensiveness,
+        higher=True,
+        about="as comprehensiveness, with every word weakened by its score",
+    ),
+    "soft_sufficiency": Metric(
+        lambda text: text.soft_sufficiency, higher=True, about="as sufficiency, with every word kept by its score"
+    ),
+    "log_odds": Metric(
+        lambda text: text.log_odds, higher=False, about="as comprehensiveness, in the logarithm of the probability"
+    ),
+    "tau_loo": Metric(
+        lambda text: text.tau_loo,
+        higher=True,
+        about="whether words rank as by what is lost without each alone, from −1 to 1",
+    ),
+    "infidelity": Metric(
+        lambda text: text.infidelity, higher=False, about="how far scores are from what is lost without random words"
+    ),
+    "max_sensitivity": Metric(
+        lambda text: text.max_sensitivity, higher=False, about="how far scores move where the text hardly does"
+    ),
+    "auprc": Metric(
+        lambda text: text.plausibility.auprc if text.plausibility else None,
+        higher=True,
+        about="whether the words that people marked have the highest scores",
+    ),
+    "token_f1": Metric(
+        lambda text: text.plausibility.token_f1 if text.plausibility else None,
+        higher=True,
+        about="the share of the marked words among as many of the strongest",
+    ),
+    "iou_f1": Metric(
+        lambda text: text.plausibility.iou_f1 if text.plausibility else None,
+        higher=True,
+        about="the same for marked passages",
+    ),
 }
 # A method by a metric that is 1 whatever the model: both are what is lost with one word alone.
 BY_DEFINITION = ("feature_ablation", "tau_loo")
