@@ -33,7 +33,7 @@ class Options:
     max_steps: int = 512
     samples: int | None = None
     seed: int = 0
-    batch_size: int = 16
+    batch_size: int = 32
     progress: bool = False
 
     def __post_init__(self) -> None:
