@@ -297,8 +297,7 @@ class TextDataModule(LightningDataModule):
             rank_zero_warn(f"{split}: {note}")
         if self.sources["val"] is None and split in ("train", "val"):
             held_out = self._held_out(len(table))
-            rows = held_out if split == "val" else sorted(set(range(len(table))) - set(held_out))
-            table = table.select(rows)
+            table = table.select(held_out if split == "val" else np.delete(np.arange(len(table)), held_out))
         truncated = pc.sum(table.with_format("arrow")["truncated"]).as_py() if "truncated" in table.column_names else 0
         if truncated:
             rank_zero_warn(
