@@ -144,6 +144,7 @@ def _train(model: Any, table: datasets.Dataset, collator: Any, clock: Clock, **s
     )
     with tempfile.TemporaryDirectory() as output:
         fit = kind(model, kinds(output, **arguments | settings), collator, table)
+        fit.remove_callback(transformers.PrinterCallback)  # which would print into the table
         with clock.running():
             fit.train()
 
