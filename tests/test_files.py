@@ -69,7 +69,7 @@ def test_a_text_that_can_not_be_encoded_leaves_nothing_behind(tmp_path: Path) ->
 
 def test_a_folder_that_can_not_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"file/metrics.json: it can't be written .*; choose a folder"):
+    with pytest.raises(UserError, match=r"file/metrics.json: it can't be written .*; choose another name"):
         write_text(tmp_path / "file" / "metrics.json", "")
 
 
