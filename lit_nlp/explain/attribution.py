@@ -284,10 +284,7 @@ class _Ledger:
         self._module, self._targets, self._options = module, targets, options
         self._absence = module.absence_id(options.baseline)
         self._features = [Features.of(target) for target in targets]
-        self._read = [
-            {word for each in target.readings for word in features.read(each)}
-            for target, features in zip(targets, self._features, strict=True)
-        ]
+        self._read: list[set[int]] = [set() for _ in targets]
         self._credit = [torch.zeros(len(features) + 1, dtype=torch.double) for features in self._features]
         self._change = [0.0 for _ in targets]
 
@@ -305,6 +302,7 @@ class _Ledger:
             for i, read, credit, change in zip(
                 picked, batch.read, credits.cpu().double(), changes.tolist(), strict=True
             ):
+                self._read[i].update(read)
                 self._credit[i][read] += credit[: len(read)]
                 self._credit[i][-1] += credit[-1]
                 self._change[i] += change
@@ -344,11 +342,10 @@ class _Ledger:
         """Draw the credit of the words that are read, by a seed of the target's own."""
         for i, target in enumerate(self._targets):
             own = repr((target.text, target.text_pair, target.name, target.span)).encode()
-            drawn, read = (
-                random_scores(len(self._features[i]), zlib.crc32(own, self._options.seed & 0xFFFFFFFF)),
-                self._read[i],
-            )
-            self._credit[i][sorted(read)] = drawn[sorted(read)]
+            drawn = random_scores(len(self._features[i]), zlib.crc32(own, self._options.seed & 0xFFFFFFFF))
+            self._read[i].update(word for each in target.readings for word in self._features[i].read(each))
+            read = sorted(self._read[i])
+            self._credit[i][read] = drawn[read]
             yield i
 
     def _check_finite(self, target: int) -> None:

@@ -53,7 +53,12 @@ class Features:
 
     def read(self, reading: Reading) -> list[int]:
         """Return the numbers of the words that a sequence holds, rising: none of another window, or written later."""
-        return sorted({word for name in reading.places for token in self.membership(reading, name) for word in token})
+        return _numbers(self.membership(reading, name) for name in reading.places)
+
+
+def _numbers(memberships: Iterable[Sequence[dict[int, float]]]) -> list[int]:
+    """Return the numbers of the words in which some tokens have a share, rising."""
+    return sorted({word for tokens in memberships for token in tokens for word in token})
 
 
 class Batch:
@@ -85,9 +90,13 @@ class Batch:
         self.inputs = module.pad([reading.inputs for reading in readings])
         device = self.inputs["input_ids"].device
         self.weights, self.targets = pad_terms(readings, device)
-        self.read = [words.read(reading) for reading, words in zip(readings, features, strict=True)]
+        of_tokens = {
+            name: [words.membership(reading, name) for reading, words in zip(readings, features, strict=True)]
+            for name in readings[0].places
+        }
+        self.read = list(map(_numbers, zip(*of_tokens.values(), strict=True)))
         self.words = max(map(len, self.read))
-        self._memberships = {name: self._membership(name).to(device) for name in readings[0].places}
+        self._memberships = {name: self._membership(name, rows).to(device) for name, rows in of_tokens.items()}
 
     def __len__(self) -> int:
         return len(self.readings)
@@ -142,14 +151,9 @@ class Batch:
 
         return score
 
-    @cached_property
-    def ends(self) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
-        """The score without any word, and the score of the text, in float64."""
-        return self._scores(self.score_at, self.baselines), self._scores(self.score_at, self.embeddings)
-
     def change(self) -> Float[Tensor, " batch"]:
-        """Return the score less the score without any word: what credit adds up to."""
-        empty, full = self.ends
+        """Return the score less the score without any word, in float64: what credit adds up to."""
+        empty, full = self.between().ends()
         return full - empty
 
     def between(self, layer: nn.Module | None = None) -> Lines:
@@ -162,14 +166,6 @@ class Batch:
         sides = [self.outputs_of(layer, embeddings) for embeddings in (self.baselines, self.embeddings)]
         begin, end = ((each,) for each in sides if each is not None)
         return Lines(self.score_by([layer]), begin, end, self.fixed, self.rows)
-
-    def ends_of(self, lines: Lines) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
-        """Return the scores at both ends of a way, in float64."""
-        return self._scores(lines.score, lines.begin), self._scores(lines.score, lines.end)
-
-    @torch.no_grad()
-    def _scores(self, score: Callable[..., Tensor], given: tuple[Tensor, ...]) -> Float[Tensor, " batch"]:
-        return score(*given, *self.fixed).cpu().double()
 
     @torch.no_grad()
     def outputs_of(self, layer: nn.Module, embeddings: tuple[Tensor, ...]) -> Tensor | None:
@@ -191,7 +187,6 @@ class Batch:
     def at(self, embeddings: tuple[Float[Tensor, "batch _ hidden"], ...]) -> "Batch":
         """Return the same texts with other embeddings."""
         found = copy(self)
-        found.__dict__.pop("ends", None)
         found.embeddings = embeddings
         return found
 
@@ -219,11 +214,13 @@ class Batch:
         with _hooked(replaced, lambda layer, _: replaced[layer]):
             return self.module(**inputs)
 
-    def _membership(self, name: str) -> Float[Tensor, "batch tokens words"]:
+    def _membership(
+        self, name: str, of_tokens: Sequence[Sequence[dict[int, float]]]
+    ) -> Float[Tensor, "batch tokens words"]:
         found = torch.zeros(len(self.readings), self.inputs[name].shape[1], self.words)
-        for row, (reading, features) in enumerate(zip(self.readings, self.features, strict=True)):
+        for row, shares_of in enumerate(of_tokens):
             place = {word: i for i, word in enumerate(self.read[row])}
-            for token, share in enumerate(features.membership(reading, name)):
+            for token, share in enumerate(shares_of):
                 for word, weight in share.items():
                     found[row, token, place[word]] = weight
         return found

@@ -16,12 +16,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from lit_nlp.data.base import TextDataModule
 from lit_nlp.data.batching import Lengths, plan_batches
-from lit_nlp.errors import ConfigError, UserError, did_you_mean
+from lit_nlp.errors import ConfigError, UserError, did_you_mean, require
+from lit_nlp.explain.attribution import check_asked
 from lit_nlp.explain.checkpoints import Checkpoint, read_run, weights_kept
 from lit_nlp.modules.base import Batch, TransformerModule
 from lit_nlp.modules.heads import linear_layers, weight_and_bias
 from lit_nlp.targets import Label
-from lit_nlp.tokenization import Text, check_texts
+from lit_nlp.tokenization import Text
 
 # Returns the loss of each row of a batch.
 Losses = Callable[[Batch], Tensor]
@@ -133,7 +134,9 @@ def influences(
     reader = module if isinstance(module, Reader) else data
     if reader is None:
         raise ConfigError("influence needs the training data", where="data", mend="give the data module, after setup()")
-    _check(texts, labels, top=top, batch_size=batch_size)
+    check_asked(texts, labels=labels)
+    for name, number in ("top", top), ("batch_size", batch_size):
+        require(number >= 1, f"expected a number above 0, got {number}", name)
     _check_table(train, reader)
     products = _products(module, layers)
     run = read_run(checkpoints, module)
@@ -341,15 +344,6 @@ def _ranked(scores: Float[Tensor, " rows"], top: int) -> list[int]:
 
 
 # What is refused
-
-
-def _check(texts: Sequence[Text], labels: Sequence[Label] | None, **numbers: int) -> None:
-    check_texts(texts)
-    if labels is not None and len(labels) != len(texts):
-        raise ConfigError(f"there are {len(texts)} texts but {len(labels)} labels", where="labels")
-    for name, number in numbers.items():
-        if number < 1:
-            raise ConfigError(f"expected a number above 0, got {number}", where=name)
 
 
 def _check_table(train: datasets.Dataset, reader: Reader) -> None:

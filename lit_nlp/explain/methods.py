@@ -37,8 +37,8 @@ class Method:
 
     Attributes:
         credit: A batch and options in, the credit of each word out, and in a last column that of special tokens; with
-            the change that it should add up to, where that isn't the one from no word at all to the text. None: the
-            scores are drawn, without a look at the module.
+            the change that it should add up to, where the method knows it: else it is the one from no word at all to
+            the text. None: the scores are drawn, without a look at the module.
         about: What the scores mean, for readers.
         adds_up: Whether the credits add up to the change of the score: the better, the more `points` are taken; by
             `construction`, whatever they are worth; in `principle`, as far as the method holds; or `not` at all.
@@ -68,14 +68,14 @@ def input_x_gradient(batch: Batch, options: Options) -> Credit:
     return _at_embeddings(batch, ca.InputXGradient(batch.score_at))
 
 
-def integrated_gradients(batch: Batch, options: Options) -> Credit:
+def integrated_gradients(batch: Batch, options: Options) -> Accounted:
     """Gradients of the score integrated along the line from the baseline's embeddings to the text's.
 
     Sundararajan et al. 2017, "Axiomatic Attribution for Deep Networks", equation 1, by Gauss-Legendre quadrature over
     intervals: the trapezoid rule is incomplete in Captum even on a linear model.
     """
-    credit = batch.between().integrated(batch.ends, tolerance=options.tolerance, max_points=options.max_steps)
-    return batch.per_word(credit)
+    credit, change = batch.between().integrated(tolerance=options.tolerance, max_points=options.max_steps)
+    return batch.per_word(credit), change
 
 
 def layer_integrated_gradients(batch: Batch, options: Options) -> Accounted:
@@ -84,10 +84,9 @@ def layer_integrated_gradients(batch: Batch, options: Options) -> Accounted:
     All else that the model reads stays the text's: the scores add up to what the layer's outputs change.
     """
     layer, half = _layer(batch, options.layer or "")
-    lines = batch.between(layer)
-    ends = batch.ends_of(lines)
-    (credit,) = lines.integrated(ends, tolerance=options.tolerance, max_points=options.max_steps)
-    return batch.per_word_of(half, credit), ends[1] - ends[0]
+    way = batch.between(layer)
+    (credit,), change = way.integrated(tolerance=options.tolerance, max_points=options.max_steps)
+    return batch.per_word_of(half, credit), change
 
 
 def deep_lift(batch: Batch, options: Options) -> Credit:

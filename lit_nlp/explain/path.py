@@ -32,42 +32,46 @@ class Lines:
     fixed: tuple[Tensor, ...]
     rows: int
 
+    def ends(self) -> tuple[Float[Tensor, " texts"], Float[Tensor, " texts"]]:
+        """Return the score of each text at the beginning and at the end, in float64."""
+        return self._scored(self.begin, self.fixed), self._scored(self.end, self.fixed)
+
     def integrated(
-        self,
-        ends: tuple[Float[Tensor, " texts"], Float[Tensor, " texts"]],
-        *,
-        tolerance: float,
-        max_points: int,
-    ) -> tuple[Float[Tensor, "texts _"], ...]:
+        self, *, tolerance: float, max_points: int
+    ) -> tuple[tuple[Float[Tensor, "texts _"], ...], Float[Tensor, " texts"]]:
         """Return the gradient's integral times the way, summed over `hidden`: the credit of each place.
 
         What the credit of an interval adds up to is known: the score at its end less that at its beginning. Intervals
         where it is off by more than their share of the tolerance are halved, until all of a text's together are not.
 
         Args:
-            ends: The score of each text at the beginning and at the end, in float64.
             tolerance: How far the credit may be off, all intervals without their signs, as a share of their change.
             max_points: Of a text that has so many, no interval is halved any more.
+
+        Returns:
+            The credit, and the change of score from the beginning to the end that it should add up to, in float64.
         """
-        texts, allowed = len(ends[0]), tolerance * (ends[1] - ends[0]).abs()
+        some = self._first(ends := self.ends())
+        change = ends[1] - ends[0]
+        allowed = tolerance * change.abs()
         total = tuple(torch.zeros(each.shape[:2], device=each.device) for each in self.end)
-        accepted = torch.zeros(texts, dtype=torch.double)
-        count, points = torch.zeros(texts, dtype=torch.long), torch.zeros(texts, dtype=torch.long)
-        some = self._first(ends)
+        accepted = torch.zeros_like(change)
+        tried = torch.zeros(len(change), dtype=torch.long)
         while True:
             credit = self._credit(some)
             sums = torch.stack([each.double().sum(1).cpu() for each in credit]).sum(0)
             off = (sums - some.change).abs()
-            count, points = (each.index_add(0, some.text, torch.ones_like(some.text)) for each in (count, points))
+            tried = tried.index_add(0, some.text, torch.ones_like(some.text))
             whole = accepted.index_add(0, some.text, off) <= allowed
-            done = whole | (points * _POINTS >= max_points)
-            within = done[some.text] | (off <= (allowed / count)[some.text])
+            done = whole | (tried * _POINTS >= max_points)
+            # Two for one: of those that were tried beyond the first, half stand.
+            standing = (tried + _INTERVALS) / 2
+            within = done[some.text] | (off <= (allowed / standing)[some.text])
             accepted = accepted.index_add(0, some.text[within], off[within])
-            count = count.index_add(0, some.text[~within], torch.full_like(some.text[~within], -1))
             for of_all, of_some in zip(total, credit, strict=True):
                 of_all.index_add_(0, some.text[within].to(of_all.device), of_some[within].to(of_all))
             if within.all():
-                return total
+                return total, change
             some = self._halved(some.where(~within))
 
     def _first(self, ends: tuple[Float[Tensor, " texts"], Float[Tensor, " texts"]]) -> "_Intervals":
@@ -99,14 +103,17 @@ class Lines:
             for begin, end in zip(self.begin, self.end, strict=True)
         )
 
-    @torch.no_grad()
     def _scores(self, text: Int[Tensor, " points"], share: Float[Tensor, " points"]) -> Float[Tensor, " points"]:
         """Return the score at each point, in float64."""
         found = [
-            self.score(*self._at(some, at), *(each[some] for each in self.fixed)).cpu().double()
+            self._scored(self._at(some, at), tuple(each[some] for each in self.fixed))
             for some, at in zip(text.split(self.rows), share.split(self.rows), strict=True)
         ]
         return torch.cat(found)
+
+    @torch.no_grad()
+    def _scored(self, given: tuple[Tensor, ...], fixed: tuple[Tensor, ...]) -> Float[Tensor, " rows"]:
+        return self.score(*given, *fixed).cpu().double()
 
     def _credit(self, some: "_Intervals") -> tuple[Float[Tensor, "intervals _"], ...]:
         """Return the credit of each place over each interval, as many of them at once as there is room for."""

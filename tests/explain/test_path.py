@@ -18,9 +18,10 @@ def lines(score, *, texts: int = 1, rows: int = 64, seen: list[int] | None = Non
 
 
 def integrated(way: Lines, **limits) -> torch.Tensor:
+    (credit,), change = way.integrated(**{"tolerance": 0.01, "max_points": 512} | limits)
     with torch.no_grad():
-        ends = tuple(way.score(*side, *way.fixed).double() for side in (way.begin, way.end))
-    (credit,) = way.integrated(ends, **{"tolerance": 0.01, "max_points": 512} | limits)
+        begin, end = (way.score(*side, *way.fixed).double() for side in (way.begin, way.end))
+    torch.testing.assert_close(change, end - begin)
     return credit[:, 0].double()
 
 
