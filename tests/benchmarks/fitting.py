@@ -129,7 +129,9 @@ def fit(module: TransformerModule, data: Any, clock: Clock, counts: Callback | N
 
 def _train(model: Any, table: datasets.Dataset, collator: Any, clock: Clock, **settings: Any) -> None:
     """Fit by transformers' Trainer."""
-    kind = transformers.Seq2SeqTrainer if "label_smoothing_factor" in settings else transformers.Trainer
+    kind, kind_of_arguments = transformers.Trainer, transformers.TrainingArguments
+    if "label_smoothing_factor" in settings:
+        kind, kind_of_arguments = transformers.Seq2SeqTrainer, transformers.Seq2SeqTrainingArguments
     arguments = {
         "num_train_epochs": 1,
         "max_grad_norm": 1.0,
@@ -139,11 +141,8 @@ def _train(model: Any, table: datasets.Dataset, collator: Any, clock: Clock, **s
         "disable_tqdm": True,
         "use_cpu": not torch.cuda.is_available(),
     }
-    kinds = (
-        transformers.Seq2SeqTrainingArguments if kind is not transformers.Trainer else transformers.TrainingArguments
-    )
     with tempfile.TemporaryDirectory() as output:
-        fit = kind(model, kinds(output, **arguments | settings), collator, table)
+        fit = kind(model, kind_of_arguments(output, **arguments | settings), collator, table)
         fit.remove_callback(transformers.PrinterCallback)  # which would print into the table
         with clock.running():
             fit.train()
