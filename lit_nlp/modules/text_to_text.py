@@ -25,6 +25,7 @@ from lit_nlp.modules.base import (
     positions_of,
     token_scores,
 )
+from lit_nlp.modules.beam_search import beam_search
 from lit_nlp.modules.losses import cross_entropy
 from lit_nlp.targets import AttributionTarget, Label, Place, Reading
 from lit_nlp.tokenization import IGNORED, Text, Tokens, by_length, check_texts, pad
@@ -435,7 +436,10 @@ class TextToTextModule(TransformerModule):
         if not prompts["input_ids"].shape[1]:
             return [[] for _ in prompts["input_ids"]]
         beams = num_beams or self.num_beams
-        written = model.generate(**prompts, num_beams=beams, length_penalty=self._penalty(beams))
+        search = beam_search if beams > 1 else None
+        written = model.generate(
+            **prompts, num_beams=beams, length_penalty=self._penalty(beams), custom_generate=search
+        )
         begin = prompts["input_ids"].shape[1] if self.pairs.start is None else 1
         ends = model.generation_config.eos_token_id
         return [
