@@ -4,7 +4,7 @@ Every error that a user can cause is a `UserError`. The command line prints it a
 exits with status 2; a script that uses the parts can catch the whole family by its base.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
@@ -79,3 +79,16 @@ def require(holds: bool, problem: str, where: str, mend: str | None = None) -> N
     """Raise a ConfigError where a condition doesn't hold."""
     if not holds:
         raise ConfigError(problem, where=where, mend=mend)
+
+
+def require_list(given: object, name: str) -> None:
+    """Raise a ConfigError where one thing stands in place of a list, or what has no order or no length.
+
+    Args:
+        given: What came.
+        name: What the list should hold, in the plural.
+    """
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        one = name.removesuffix("s")
+        got = f"one {one}" if isinstance(given, str) else type(given).__name__
+        raise ConfigError(f"expected a list of {name}, got {got}", where=name, mend=f"write [{one}]")

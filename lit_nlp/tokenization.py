@@ -14,7 +14,7 @@ from tokenizers import Encoding
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lit_nlp.errors import BackboneError, ConfigError, DataError
+from lit_nlp.errors import BackboneError, ConfigError, DataError, require_list
 
 Text = str | tuple[str, str]
 Tokens = dict[str, list[int]]
@@ -87,16 +87,16 @@ def check_texts(texts: Sequence[Text]) -> None:
     """Refuse what no tokenizer reads.
 
     Raises:
-        ConfigError: It is one text and no list, or holds what is no text.
+        ConfigError: It is one text and no list, or holds what is neither a text nor a pair of texts.
         DataError: A text isn't whole Unicode.
     """
-    if isinstance(texts, str):
-        raise ConfigError("expected a list of texts, got one text", where="texts", mend="write [text]")
+    require_list(texts, "texts")
     for i, text in enumerate(texts):
-        parts = text if isinstance(text, tuple) else (text,)
+        parts = text if isinstance(text, tuple) and len(text) == 2 else (text,)
         where = f"text {i} (counted from 0)"
         if not all(isinstance(part, str) for part in parts):
-            raise ConfigError(f"expected a text, got {text!r}", where=where)
+            problem = f"expected a text, or a tuple of two, got {text!r:.80}"
+            raise ConfigError(problem, where=where, mend="write text or (text, text_pair)")
         if any(map(_HALF_CHARACTER.search, parts)):
             raise DataError("a lone surrogate, half of a character", where=where, mend="write the whole character")
 

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from tqdm import tqdm
 
-from lit_nlp.errors import ConfigError, UserError
+from lit_nlp.errors import ConfigError, UserError, require_list
 from lit_nlp.explain.batch import Batch, Features, Game
 from lit_nlp.explain.explainable import Explainable
 from lit_nlp.explain.faithfulness import Explanation, random_scores
@@ -105,13 +105,13 @@ def attribute(
         The attributions in the order of the texts: one a target; where texts are written, one a token.
 
     Raises:
-        ConfigError: An unknown method or target, an option that is out of range or without a use, or a number of
-            labels other than that of texts.
+        ConfigError: What was given is no module or no list of texts; an unknown method or target; an option that is
+            out of range or without a use; or a number of labels other than that of texts.
         UserError: The module's scores are not finite.
     """
     chosen = Options(**options)
     (known,) = methods_of([chosen.method], chosen)
-    check_asked(texts, labels=labels)
+    check_asked(module, texts, labels=labels)
     if not texts:
         return []
     with module.attributing():
@@ -247,15 +247,22 @@ def _readings(module: Explainable, target: AttributionTarget, options: Options) 
         yield Batch(module, [each], [features], absence=absence, rows=options.batch_size)
 
 
-def check_asked(texts: Sequence[Text], **of_texts: Sequence[Any] | None) -> None:
-    """Make sure that there are texts, and as many of each thing that goes with them.
+def check_asked(module: Explainable, texts: Sequence[Text], **of_texts: Sequence[Any] | None) -> None:
+    """Make sure that there is a module, and texts, and as many of each thing that goes with them.
 
     Raises:
-        ConfigError: There is one text in place of a list, or there are more or fewer of something than texts.
+        ConfigError: The module is none, there is one thing in place of a list, or there are more or fewer of something
+            than texts.
     """
+    if not isinstance(module, Explainable):
+        mend = "load one, as by SentimentModule.load_from_checkpoint(FILE)"
+        raise ConfigError(f"expected a module of lit_nlp, got {type(module).__name__}", where="module", mend=mend)
     check_texts(texts)
     for name, given in of_texts.items():
-        if given is not None and len(given) != len(texts):
+        if given is None:
+            continue
+        require_list(given, name)
+        if len(given) != len(texts):
             raise ConfigError(f"there are {len(texts)} texts but {len(given)} {name}", where=name)
 
 

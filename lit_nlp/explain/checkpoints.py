@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_nlp.checkpoints import SECTION, read_checkpoint
-from lit_nlp.errors import CheckpointError, ConfigError
+from lit_nlp.errors import CheckpointError, require_list
 from lit_nlp.modules.base import TransformerModule
 
 
@@ -42,8 +42,7 @@ def read_run(paths: Sequence[str | Path], module: TransformerModule) -> list[Che
         ConfigError: It is one path and no list.
         CheckpointError: There is none, or one can't be read or isn't of the run that trained the module.
     """
-    if isinstance(paths, str):
-        raise ConfigError("expected a list of checkpoints, got one", where="checkpoints", mend="write [checkpoint]")
+    require_list(paths, "checkpoints")
     if not paths:
         raise CheckpointError("no checkpoint was given", mend="give those that `fit` wrote into checkpoints/")
     found = [_read(path, module) for path in paths]

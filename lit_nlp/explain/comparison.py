@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from lit_nlp.errors import ConfigError
+from lit_nlp.errors import ConfigError, require_list
 from lit_nlp.explain.attribution import ALL, Attribution, check_asked, credited, explanation, games, targets_of
 from lit_nlp.explain.explainable import Explainable
 from lit_nlp.explain.faithfulness import (
@@ -60,16 +60,17 @@ def compare_methods(
         The attributions, method by method, and how the methods compare.
 
     Raises:
-        ConfigError: A method stands twice, or is unknown; an option is out of range or without a use for any of them;
-            or the module gives numbers, which have no probability.
+        ConfigError: What was given is no module or no list; a method stands twice, or is unknown; an option is out of
+            range or without a use for any of them; or the module gives numbers, which have no probability.
     """
+    require_list(methods, "methods")
     if len(set(methods)) < len(methods):
         raise ConfigError(f"a method stands twice in {', '.join(methods)}", where="methods")
     if not (target is None or (isinstance(target, str) and target != ALL)):
         raise ConfigError("methods are compared on one target", where="target", mend="name one")
     chosen, names = Options(**options), [*(name for name in methods if name != RANDOM), RANDOM]
     known = dict(zip(names, methods_of(names, chosen), strict=True))
-    check_asked(texts, labels=labels, rationales=rationales)
+    check_asked(module, texts, labels=labels, rationales=rationales)
     with module.attributing():
         asked: dict[str, Any] = {"contrast": contrast, "outputs": outputs, "batch_size": chosen.batch_size}
         targets = targets_of(module, texts, target=target, **asked)

@@ -134,7 +134,7 @@ def influences(
     reader = module if isinstance(module, Reader) else data
     if reader is None:
         raise ConfigError("influence needs the training data", where="data", mend="give the data module, after setup()")
-    check_asked(texts, labels=labels)
+    check_asked(module, texts, labels=labels)
     for name, number in ("top", top), ("batch_size", batch_size):
         require(number >= 1, f"expected a number above 0, got {number}", name)
     _check_table(train, reader)

@@ -21,7 +21,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
-from lit_nlp.errors import ConfigError
+from lit_nlp.errors import ConfigError, require_list
 from lit_nlp.explain.attribution import Attribution
 from lit_nlp.explain.faithfulness import BY_DEFINITION, Comparison, Curve
 from lit_nlp.explain.methods import METHODS
@@ -197,9 +197,14 @@ def write_report(
         png: The row that is also drawn as a picture, `row-N.png`.
 
     Raises:
-        ConfigError: There is no row of the number `png`.
+        ConfigError: What was given is no list of attributions, or there is no row of the number `png`.
         UserError: The folder can't be written.
     """
+    require_list(attributions, "attributions")
+    for each in attributions:
+        if not isinstance(each, Attribution):
+            mend = "give what attribute() returns; of compare_methods() the first of both"
+            raise ConfigError(f"expected an attribution, got {each!r:.80}", where="attributions", mend=mend)
     folder = Path(folder)
     pictured = [each for each in attributions if each.row == png]
     if png is not None and not pictured:

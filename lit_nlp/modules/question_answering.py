@@ -24,6 +24,7 @@ from lit_nlp.tokenization import (
     Text,
     Tokens,
     by_length,
+    check_texts,
     context_offsets,
     encode_windows,
     no_answer_positions,
@@ -329,8 +330,9 @@ class QuestionAnsweringModule(TransformerModule):
             ConfigError: The texts are no pairs.
             DataError: A question leaves no room for its context, or a text is blank.
         """
+        check_texts(texts)
         pairs = [text for text in texts if isinstance(text, tuple)]
-        if isinstance(texts, str) or len(pairs) < len(texts):
+        if len(pairs) < len(texts):
             mend = "write [(question, context)]"
             raise ConfigError("expected pairs of a question and a context", where="texts", mend=mend)
         places = [f"question {i} (counted from 0)" for i in range(len(pairs))]

@@ -20,7 +20,7 @@ from lit_nlp.files import json_lines
 from lit_nlp.modules.base import Batch, EvaluationSplit, Files, TransformerModule, as_json, refuse_outputs
 from lit_nlp.modules.heads import linear_layers, read_by
 from lit_nlp.targets import RUNNER_UP, AttributionTarget, Label, Place, Reading
-from lit_nlp.tokenization import Encoded, Text, Tokens, by_length, encode, pad_windows
+from lit_nlp.tokenization import Encoded, Text, Tokens, by_length, check_texts, encode, pad_windows
 
 # Keeps the slope of (1 - p)^gamma finite for gamma below 1.
 _TINY = 1e-6
@@ -231,9 +231,9 @@ class TextClassificationModule(TransformerModule):
             texts: Texts, or tuples of two.
             batch_size: Sequences that are run at once.
         """
+        encoded = self.encode(texts)
         if not texts:
             return []
-        encoded = self.encode(texts)
         lengths = [len(tokens["input_ids"]) for tokens in encoded.sequences]
         logits = torch.empty(len(lengths), len(self.labels), device=self.device)
         with self.evaluating(), torch.inference_mode():
@@ -272,8 +272,10 @@ class TextClassificationModule(TransformerModule):
         """Tokenise texts, or pairs of texts, as they were in training.
 
         Raises:
-            ConfigError: Single texts come where pairs were trained on, or the reverse; or a text has no tokens.
+            ConfigError: It is no list of texts, single texts come where pairs were trained on, or the reverse; or a
+                text has no tokens.
         """
+        check_texts(texts)
         if self.pairs is not None and any(isinstance(text, tuple) != self.pairs for text in texts):
             trained, other = ("pairs of texts", "(text, text_pair)") if self.pairs else ("single texts", "strings")
             raise ConfigError(f"the model was trained on {trained}", where="texts", mend=f"give it {other}")

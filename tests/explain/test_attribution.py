@@ -2,8 +2,10 @@ import itertools
 import json
 import math
 from dataclasses import asdict
+from functools import partial
 from types import SimpleNamespace
 
+import jaxtyping
 import pytest
 import torch
 from captum.attr import LayerIntegratedGradients
@@ -11,6 +13,7 @@ from captum.attr import LayerIntegratedGradients
 from lit_nlp.errors import ConfigError, UserError
 from lit_nlp.explain.attribution import Attribution, attribute, games
 from lit_nlp.explain.batch import Game
+from lit_nlp.explain.comparison import compare_methods
 from lit_nlp.explain.methods import METHODS, kernel_shap, shapley_value_sampling
 from lit_nlp.explain.options import Options
 from tests.explain import fakes
@@ -571,13 +574,45 @@ def test_the_result_names_prediction_target_and_label():
         ),
         ({"labels": ["positive"]}, "labels: there are 5 texts but 1 labels"),
         ({"batch_size": 0}, "batch_size: expected a number above 0, got 0"),
-        ({"texts": "one text"}, "texts: expected a list of texts, got one text; write [text]"),
     ],
 )
 def test_a_mistake_is_told(arguments, message):
     with pytest.raises(ConfigError) as raised:
         attribute(fakes.bag(), **{"texts": TEXTS, **arguments})
     assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"texts": "one text"}, "texts: expected a list of texts, got one text; write [text]"),
+        ({"texts": None}, "texts: expected a list of texts, got NoneType; write [text]"),
+        ({"texts": 1}, "texts: expected a list of texts, got int"),
+        ({"texts": iter(["good"])}, "texts: expected a list of texts, got list_iterator"),
+        ({"texts": {"good"}}, "texts: expected a list of texts, got set"),
+        ({"texts": ["good", 1]}, "text 1 (counted from 0): expected a text, or a tuple of two, got 1; write text or ("),
+        ({"texts": [["good", "bad"]]}, "expected a text, or a tuple of two, got ['good', 'bad']; write text or ("),
+        ({"texts": [("good", "bad", "dull")]}, "expected a text, or a tuple of two, got ('good', 'bad', 'dull')"),
+        ({"texts": [("good", None)]}, "expected a text, or a tuple of two, got ('good', None)"),
+        ({"labels": "films"}, "labels: expected a list of labels, got one label; write [label]"),
+        ({"labels": 1}, "labels: expected a list of labels, got int"),
+        ({"module": None}, "module: expected a module of lit_nlp, got NoneType; load one, as by SentimentModule.load"),
+        ({"module": "a/backbone"}, "module: expected a module of lit_nlp, got str"),
+    ],
+)
+@pytest.mark.parametrize("entry", [attribute, partial(compare_methods, methods=["saliency"])])
+def test_what_is_no_module_or_no_list_is_told_before_any_work(arguments, message, entry, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # a user's Python checks no types
+    module = fakes.bag()
+    with pytest.raises(ConfigError) as raised:
+        entry(**{"module": module, "texts": TEXTS, **arguments})
+    assert message in str(raised.value)
+    assert module.rows == 0, "nothing was done before"
+
+
+def test_one_method_is_no_list_of_methods():
+    with pytest.raises(ConfigError, match=r"methods: expected a list of methods, got one method; write \[method\]"):
+        compare_methods(fakes.bag(), TEXTS, "saliency")
 
 
 def test_a_model_that_has_diverged_is_not_explained():

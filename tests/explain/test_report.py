@@ -11,9 +11,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, Literal
 
+import jaxtyping
 import pytest
 
-from lit_nlp.errors import UserError
+from lit_nlp.errors import ConfigError, UserError
 from lit_nlp.explain import Attribution, Comparison, Word, compare, write_report
 from lit_nlp.explain.faithfulness import Curve, Estimate, Figure
 from lit_nlp.explain.report import chart, overview, to_cards
@@ -424,6 +425,26 @@ def test_no_texts_make_a_page_too(tmp_path):
 def test_a_row_that_is_not_there_cannot_be_pictured(tmp_path):
     with pytest.raises(UserError, match="png: there is no row 7, only rows 0 to 0"):
         write_report([attribution("good")], tmp_path, title="t", facts={}, png=7)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (None, "attributions: expected a list of attributions, got NoneType; write [attribution]"),
+        (attribution("good"), "attributions: expected a list of attributions, got Attribution; write [attribution]"),
+        (
+            [attribution("good"), "bad"],
+            "attributions: expected an attribution, got 'bad'; give what attribute() returns",
+        ),
+        (([attribution("good")], None), "attributions: expected an attribution, got [Attribution(text='good'"),
+    ],
+)
+def test_what_is_no_list_of_attributions_is_told_before_anything_is_written(given, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # a user's Python checks no types
+    with pytest.raises(ConfigError) as raised:
+        write_report(given, tmp_path, title="t", facts={})
+    assert str(raised.value).startswith(message)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -361,7 +361,7 @@ def test_answering_leaves_the_module_as_it_was(bert: str) -> None:
         (("why", ["a"]), "one question, but a list of contexts; give a list of questions, too"),
         (("", "a"), r"question 0 \(counted from 0\): the question or its context is blank"),
         (("why", " "), r"question 0 \(counted from 0\): the question or its context is blank"),
-        (("why", "a \ud83d"), r"question 0 \(counted from 0\): a lone surrogate, half of a character"),
+        (("why", "a \ud83d"), r"text 0 \(counted from 0\): a lone surrogate, half of a character"),
         ((["why", "good " * 70], "a"), r"question 1 \(counted from 0\): the question's 70 tokens and 3 special tokens"),
     ],
 )
@@ -371,8 +371,8 @@ def test_what_can_not_be_answered_is_refused(arguments: Any, message: str, bert:
 
 
 def test_single_texts_are_refused(bert: str) -> None:
-    for texts in (["why"], "why"):
-        with pytest.raises(ConfigError, match="texts: expected pairs of a question and a context"):
+    for texts, expected in (["why"], "pairs of a question and a context"), ("why", "a list of texts, got one text"):
+        with pytest.raises(ConfigError, match=f"texts: expected {expected}"):
             QuestionAnsweringModule(bert).encode(texts)
 
 

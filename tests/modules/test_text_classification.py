@@ -367,6 +367,15 @@ def test_no_texts_have_no_predictions(bert: str) -> None:
     assert TextClassificationModule(bert, labels=LABELS).predict_texts([]) == []
 
 
+@pytest.mark.parametrize("pairs", [None, True])
+def test_what_is_no_list_of_texts_is_refused(bert: str, pairs: bool | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    module = TextClassificationModule(bert, labels=LABELS, pairs=pairs)
+    for texts in "a film", "", None, iter(["a film"]):
+        with pytest.raises(ConfigError, match="texts: expected a list of texts, got "):
+            module.predict_texts(texts)
+
+
 def test_both_texts_of_a_pair_decide_and_are_told(bert: str) -> None:
     module = TextClassificationModule(bert, labels=LABELS)
     one, other = module.predict_texts([("good", "a dull film"), ("good", "a warm film")])
