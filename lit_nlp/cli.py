@@ -185,7 +185,8 @@ class LitNLPTrainer(Trainer):
         if methods:
             names = [each.strip() for each in methods.split(",")] if isinstance(methods, str) else methods
             names = [each for each in names if each]
-            marked = read_rationales(rationales, drawn.rows) if rationales else None
+            total = len(cast(TextDataModule, datamodule).tables[split]) if rationales else None
+            marked = read_rationales(rationales, drawn.rows, total=total) if rationales else None
             attributions, comparison = compare_methods(
                 module, drawn.texts, names, sensitivity=sensitivity, rationales=marked, **asked
             )

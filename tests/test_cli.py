@@ -109,6 +109,13 @@ def test_explain_compares_methods_and_says_which_to_trust(project: Path) -> None
     assert "auprc" in page
 
 
+def test_rationales_of_more_rows_than_are_read_are_refused(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("marked.jsonl").write_text('{"text": [[0, 4]]}\n' * 8)
+    arguments = ["--methods", "saliency", "--rationales", "marked.jsonl", "--data.limit", "5"]
+    assert lit_nlp("explain", "--ckpt_path", fitted(), *arguments) == 2
+    assert "lit-nlp: marked.jsonl, line 6: it is of no row, the split has 5; " in capsys.readouterr().err
+
+
 def test_a_row_is_drawn_by_its_number_in_the_split(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint = fitted()
     arguments = ["--method", "saliency", "--limit", "8", "--png", "5"]

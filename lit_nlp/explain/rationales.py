@@ -43,7 +43,7 @@ class Rationale:
         return cat(marked)
 
 
-def read_rationales(path: str, rows: Sequence[int]) -> list[Rationale]:
+def read_rationales(path: str, rows: Sequence[int], *, total: int | None = None) -> list[Rationale]:
     """Read what was marked in some rows of a split: a JSON object a line, the first that of row 0.
 
     Each holds spans under `text`, and where there is a second text under `text_pair`: ``{"text": [[0, 4], [9, 13]]}``,
@@ -52,15 +52,20 @@ def read_rationales(path: str, rows: Sequence[int]) -> list[Rationale]:
     Args:
         path: The file.
         rows: The numbers of the rows.
+        total: How many rows the split has, after `limit` and `val_fraction` drew from its source. None: not told.
 
     Raises:
-        DataError: It can't be read, a line is no such object, or there are too few.
+        DataError: It can't be read, a line is no such object, or there are too few, or more than the split has rows.
     """
     file = File(path, str(Path(path)))
     found = [_rationale(line, file.line(number)) for number, line in enumerate(lines(file), 1)]
     if rows and max(rows) >= len(found):
         problem = f"there is no line for row {max(rows)} of the split (counted from 0)"
         raise DataError(problem, where=path, mend="write a line for each row, {} where nothing is marked")
+    if total is not None and len(found) > total:
+        # Not all of a source's rows are in the split, or the file is of another: then line and row don't meet.
+        mend = "write a line for each row that the split has, after data.limit and data.val_fraction"
+        raise DataError(f"it is of no row, the split has {total}", where=file.line(total + 1), mend=mend)
     return [found[row] for row in rows]
 
 

@@ -44,6 +44,15 @@ def test_too_few_lines_are_told(tmp_path):
         read_rationales(str(path), [0, 3])
 
 
+def test_a_line_that_is_of_no_row_is_told(tmp_path):
+    path = tmp_path / "marked.jsonl"
+    path.write_text("{}\n" * 5)
+    assert read_rationales(str(path), [0, 3], total=5) == [Rationale()] * 2
+    with pytest.raises(DataError) as raised:
+        read_rationales(str(path), [0, 2], total=3)
+    assert str(raised.value).startswith(f"{path}, line 4: it is of no row, the split has 3; write a line for each row")
+
+
 def test_words_that_a_span_touches_are_marked_in_both_texts():
     (found,) = attribute(fakes.bert(), [("a dull plot", "good film")], method="saliency")
     assert Rationale([(4, 6)], [(0, 4)]).words_of(found).tolist() == [False, True, False, True, False]
