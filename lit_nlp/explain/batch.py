@@ -156,25 +156,19 @@ class Batch:
         empty, full = self.between().ends()
         return full - empty
 
-    def between(self, layer: nn.Module | None = None) -> Lines:
-        """Return the way from a text without words to the text, by its embeddings or by what a layer makes of them.
+    def between(self) -> Lines:
+        """Return the way from a text without words to the text, by its embeddings."""
+        return Lines(self.score_at, self.baselines, self.embeddings, self.fixed, self.rows)
 
-        By a layer, all else stays the text's: its embeddings, and what passes the layer by.
+    def between_outputs(self, layer: nn.Module, half: int) -> Lines | None:
+        """Return the way by what a layer makes of the tokens of an embedding layer; None where it gives no vector each.
+
+        All else stays the text's: its embeddings, and what passes the layer by.
         """
-        if layer is None:
-            return Lines(self.score_at, self.baselines, self.embeddings, self.fixed, self.rows)
-        sides = [self.outputs_of(layer, embeddings) for embeddings in (self.baselines, self.embeddings)]
-        begin, end = ((each,) for each in sides if each is not None)
-        return Lines(self.score_by([layer]), begin, end, self.fixed, self.rows)
-
-    @torch.no_grad()
-    def outputs_of(self, layer: nn.Module, embeddings: tuple[Tensor, ...]) -> Tensor | None:
-        """Return what a layer gives for embeddings, of several tensors the first; None where it isn't a tensor."""
-        given: list[Any] = []
-        with _hooked([layer], lambda _, output: given.append(output)):
-            self.score_at(*embeddings, *self.fixed)
-        outputs = given[0] if given and isinstance(given[0], tuple) else tuple(given[:1])
-        return outputs[0] if outputs and isinstance(outputs[0], Tensor) else None
+        begin, end = (self._outputs_of(layer, half, each) for each in (self.baselines, self.embeddings))
+        if begin is None or end is None:
+            return None
+        return Lines(self.score_by([layer]), (begin,), (end,), self.fixed, self.rows)
 
     def per_word(self, credits: Sequence[Float[Tensor, "batch _"]]) -> Float[Tensor, "batch words_and_rest"]:
         """Add the credit of tokens up to that of words; in a last column what special tokens have."""
@@ -237,6 +231,25 @@ class Batch:
             # A decoder that reads the ids of its encoder reads each one place further right.
             return pad(membership[:, :-1], (0, 0, 1, 0))
         raise ValueError(f"{type(layer).__name__} read other tokens than those of the input")
+
+    def _outputs_of(self, layer: nn.Module, half: int, embeddings: tuple[Tensor, ...]) -> Tensor | None:
+        """Return what a layer makes of a half's embeddings, of several tensors the first; None where not of each token.
+
+        Gradients tell what it reads: keys in a decoder may be as many as its tokens, and yet are the encoder's.
+        """
+        given = [each.detach().requires_grad_(i == half) for i, each in enumerate(embeddings)]
+        seen: list[Any] = []
+
+        def remember(_: nn.Module, output: Any) -> None:
+            seen.append(output[0] if isinstance(output, tuple) and output else output)
+            raise _AllSeen
+
+        with suppress(_AllSeen), _hooked([layer], remember):
+            self.score_at(*given, *self.fixed)
+        found = seen[0] if seen else None
+        if not isinstance(found, Tensor) or found.shape[:2] != given[half].shape[:2] or not found.requires_grad:
+            return None
+        return found.detach()
 
     @cached_property
     def _lookups(self) -> dict[nn.Module, tuple[Tensor, Tensor]]:

@@ -20,7 +20,7 @@ from lit_nlp.explain.attention import raw, rollout
 from lit_nlp.explain.batch import Batch, Game
 from lit_nlp.explain.faithfulness import RANDOM
 from lit_nlp.explain.options import Options
-from lit_nlp.explain.path import FIRST_POINTS
+from lit_nlp.explain.path import FIRST_POINTS, Lines
 
 Credit = Float[Tensor, "batch words_and_rest"]
 Accounted = tuple[Credit, Float[Tensor, " batch"]]
@@ -83,8 +83,7 @@ def layer_integrated_gradients(batch: Batch, options: Options) -> Accounted:
 
     All else that the model reads stays the text's: the scores add up to what the layer's outputs change.
     """
-    layer, half = _layer(batch, options.layer or "")
-    way = batch.between(layer)
+    way, half = _by_layer(batch, options.layer or "")
     (credit,), change = way.integrated(tolerance=options.tolerance, max_points=options.max_steps)
     return batch.per_word_of(half, credit), change
 
@@ -327,8 +326,8 @@ def _widened(credit: Float[Tensor, " own_words_and_rest"], words: int) -> Float[
     return torch.cat([credit[:-1], credit.new_zeros(words - len(credit) + 1), credit[-1:]])
 
 
-def _layer(batch: Batch, name: str) -> tuple[nn.Module, int]:
-    """Return a module by its name, and which embedding layer's tokens it gives one vector each for.
+def _by_layer(batch: Batch, name: str) -> tuple[Lines, int]:
+    """Return the way by a layer of this name, and which embedding layer's tokens it gives one vector each for.
 
     Raises:
         ConfigError: There is none, or it gives no such vectors, or is where integration begins.
@@ -337,26 +336,11 @@ def _layer(batch: Batch, name: str) -> tuple[nn.Module, int]:
     such = f"name one, such as {next((path for path in known if path[-1].isdigit()), next(iter(known)))}"
     if name not in known:
         raise ConfigError(f"the model has no layer {name!r}", where="layer", mend=did_you_mean(name, known) or such)
-    given, half = batch.outputs_of(known[name], batch.embeddings), _half(known, batch.embedding_layers, name)
-    by_token = half is not None and given is not None and given.shape[:2] == batch.embeddings[half].shape[:2]
-    if (
-        half is None
-        or not by_token
-        or known[name] in batch.embedding_layers
-        or _reads_the_source(batch, known[name], half)
-    ):
+    half = _half(known, batch.embedding_layers, name)
+    way = None if half is None else batch.between_outputs(known[name], half)
+    if half is None or way is None:
         raise ConfigError(f"{name} doesn't give one vector for each token", where="layer", mend=such)
-    return known[name], half
-
-
-def _reads_the_source(batch: Batch, layer: nn.Module, half: int) -> bool:
-    """Whether a decoder's layer stands where the encoder's tokens do, as the keys of its second attention do."""
-    if half == 0 or torch.equal(batch.embeddings[1], batch.baselines[1]):
-        return False
-    with_words, without = (
-        batch.outputs_of(layer, (batch.embeddings[0], own)) for own in (batch.embeddings[1], batch.baselines[1])
-    )
-    return with_words is not None and without is not None and torch.equal(with_words, without)
+    return way, half
 
 
 def _half(known: Mapping[str, nn.Module], embedding_layers: Sequence[nn.Module], name: str) -> int | None:

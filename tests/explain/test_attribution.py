@@ -12,9 +12,9 @@ from captum.attr import LayerIntegratedGradients
 
 from lit_nlp.errors import ConfigError, UserError
 from lit_nlp.explain.attribution import Attribution, attribute, games
-from lit_nlp.explain.batch import Game
+from lit_nlp.explain.batch import Batch, Features, Game
 from lit_nlp.explain.comparison import compare_methods
-from lit_nlp.explain.methods import METHODS, kernel_shap, shapley_value_sampling
+from lit_nlp.explain.methods import METHODS, _by_layer, kernel_shap, shapley_value_sampling
 from lit_nlp.explain.options import Options
 from tests.explain import fakes
 
@@ -334,11 +334,38 @@ def test_behind_an_encoder_a_layer_accounts_for_what_its_outputs_change(make, la
 
 
 @pytest.mark.parametrize(
-    "layer", ["model.classification_head.dense", "model.model.decoder.layers.0.encoder_attn.k_proj"]
+    "layer",
+    [
+        "model.classification_head.dense",
+        "model.model.decoder.layers.0.encoder_attn.k_proj",
+        "model.model.decoder.embed_positions",
+        "model.model.encoder.embed_tokens",
+        "model.model.encoder",
+    ],
 )
 def test_a_layer_without_a_vector_for_each_token_is_refused(layer: str):
-    with pytest.raises(ConfigError, match="doesn't give one vector for each token"):
-        attribute(fakes.bart(), TEXTS[:1], method="layer_integrated_gradients", layer=layer)
+    module = fakes.bart()
+    before = traces(module)
+    with pytest.raises(ConfigError, match=f"layer: {layer} doesn't give one vector for each token; name one, such as"):
+        attribute(module, TEXTS[:1], method="layer_integrated_gradients", layer=layer)
+    assert traces(module) == before
+
+
+@pytest.mark.parametrize(
+    ("make", "layer"),
+    [(fakes.bert, "model.bert.encoder.layer.0"), (fakes.bart, "model.model.decoder.layers.0.encoder_attn")],
+)
+def test_a_layer_is_known_to_fit_by_the_passes_that_find_the_ends_of_its_way(make, layer: str):
+    module = make()
+    with module.attributing():
+        (target,) = module.attribution_targets(TEXTS[:1])
+        batch = Batch(module, target.readings, [Features.of(target)], absence=fakes.PAD, rows=8)
+        assert (len(batch.embeddings), len(batch.baselines)) == (len(module.layers),) * 2
+        module.rows = 0
+        way, half = _by_layer(batch, layer)
+    assert module.rows == 2
+    assert half == len(module.layers) - 1
+    assert not torch.equal(way.begin[0], way.end[0])
 
 
 def test_attention_is_rolled_out_over_the_layers_to_where_the_class_is_read():
