@@ -657,10 +657,10 @@ def _influences(
             where="data.train",
             mend="give --data.train, and with it --data.limit, as in training",
         )
-    checkpoints, train = sorted(Path(ckpt_path).parent.glob("*.ckpt")), datamodule.tables["train"]
+    checkpoints = sorted(Path(ckpt_path).parent.glob("*.ckpt"))
     # The error of a score is its distance from what the data says: from what the module says it has none.
     labels = drawn.given if getattr(module, "problem_type", None) == "regression" else None
-    found = influences(module, checkpoints, train, drawn.texts, labels, data=datamodule, batch_size=batch_size)
+    found = influences(module, checkpoints, datamodule, drawn.texts, labels, batch_size=batch_size)
     return {row: [vars(each) for each in some] for row, some in zip(drawn.rows, found, strict=True)}
 
 

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import datasets
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from lit_nlp.data.base import TextDataModule
-from lit_nlp.data.batching import Lengths, plan_batches
+from lit_nlp.data.batching import plan_batches
 from lit_nlp.errors import ConfigError, UserError, did_you_mean, require
 from lit_nlp.explain.attribution import check_asked
 from lit_nlp.explain.checkpoints import Checkpoint, read_run, weights_kept
@@ -50,26 +50,6 @@ class Influence:
 
 
 @runtime_checkable
-class Reader(Protocol):
-    """What reads a training table: its data module, or a module that can do without."""
-
-    def batch_columns(self, split: Literal["train", "test"], /) -> list[str]:
-        """Return the columns that `collate` reads for training, or all that are read."""
-
-    def lengths(self, table: datasets.Dataset, /) -> Lengths:
-        """Return the tokens of each row, by which batches are grouped."""
-
-    def collate(self, rows: list[dict[str, Any]], /) -> dict[str, Any]:
-        """Pad rows, each with its number under `row`, to a batch as the module takes it in training."""
-
-    def texts_of(self, rows: dict[str, list[Any]], /) -> list[Text]:
-        """Return the text of each of some rows, or its pair of texts."""
-
-    def given_of(self, rows: dict[str, list[Any]], /) -> list[Any] | None:
-        """Return what the table says of each of some rows; None where it says nothing."""
-
-
-@runtime_checkable
 class Headed(Protocol):
     """A module whose logits are what a linear layer makes of one vector a row: the products are quick to come by."""
 
@@ -86,11 +66,10 @@ class Headed(Protocol):
 def influences(
     module: TransformerModule,
     checkpoints: Sequence[str | Path],
-    train: datasets.Dataset,
+    data: TextDataModule,
     texts: Sequence[Text],
     labels: Sequence[Label] | None = None,
     *,
-    data: TextDataModule | None = None,
     top: int = 5,
     layers: Sequence[str] | None = None,
     batch_size: int = 32,
@@ -110,12 +89,12 @@ def influences(
         checkpoints: Of the run that trained it; of those of one step, as `best.ckpt` and `last.ckpt` may be, one
             counts. At the end of a schedule that falls to 0, the rate is 0 and a checkpoint counts nothing; where
             that is so of all, they count alike, with the module's `learning_rate`. Memory holds one at a time.
-        train: A set-up data module's `tables["train"]`, or rows selected from it.
+        data: What the module was trained on, after `setup`: the rows of `tables["train"]` count, which may be some
+            that were selected from it.
         texts: Texts, or pairs of texts.
         labels: What is to be accounted for: the class, the classes or the score of each text, or what is taken as
             written for it. None: what the module says. Of a score that says little, since its error, and so its
             gradient, is 0 at the module's own weights. Of questions, the given answer alone is accounted for.
-        data: The data module that `train` is of, which makes batches of its rows. A classifier does so itself.
         top: At most this many proponents, and as many opponents, of each text.
         layers: The layers whose weights' gradients count, by the dotted names in `module`; memory holds these
             gradients of every text and of a batch. None: of a classifier the head alone, the last linear layer, which
@@ -131,20 +110,18 @@ def influences(
         CheckpointError: There is none, or one can't be read or is of another module.
         UserError: The scores are not finite.
     """
-    reader = module if isinstance(module, Reader) else data
-    if reader is None:
-        raise ConfigError("influence needs the training data", where="data", mend="give the data module, after setup()")
     check_asked(module, texts, labels=labels)
     for name, number in ("top", top), ("batch_size", batch_size):
         require(number >= 1, f"expected a number above 0, got {number}", name)
-    _check_table(train, reader)
+    _check_data(data, module)
     products = _products(module, layers)
     run = read_run(checkpoints, module)
     asked = [_to(batch, module.device) for batch in module.asked(texts, labels, batch_size=batch_size)] if texts else []
     if not asked:
         return [[] for _ in texts]
-    plan = plan_batches(reader.lengths(train), batch_size=batch_size)
-    rows = _Rows(train.select_columns(reader.batch_columns("train")), reader, plan, module.device)
+    train = data.tables["train"]
+    plan = plan_batches(data.lengths(train), batch_size=batch_size)
+    rows = _Rows(train.select_columns(data.batch_columns("train")), data, plan, module.device)
     order = torch.cat([torch.unique_consecutive(batch["row"]) for batch in asked]).cpu()
     scores = torch.zeros(len(texts), len(train), dtype=torch.double)
     with module.attributing(), weights_kept(module):
@@ -152,22 +129,22 @@ def influences(
             checkpoint.load_into(module)
             scores[order.unsqueeze(1), rows.order] += products(checkpoint, asked, rows).detach().cpu().double()
     _check_finite(scores)
-    return [_strongest(reader, train, of_text, top) for of_text in scores]
+    return [_strongest(data, of_text, top) for of_text in scores]
 
 
 @dataclass(frozen=True)
 class _Rows(Dataset[dict[str, Any]]):
-    """Rows of a table in batches of like length, each of which is made when it is asked for.
+    """Training rows in batches of like length, each of which is made when it is asked for.
 
     Attributes:
-        table: The table's columns that make batches.
-        reader: What makes batches of it.
+        table: The columns that make batches: to select them for each batch anew takes longer than to read it.
+        data: What makes batches of them.
         plan: The numbers of each batch's rows.
         device: Where batches are put.
     """
 
     table: datasets.Dataset
-    reader: Reader
+    data: TextDataModule
     plan: list[list[int]]
     device: torch.device
 
@@ -182,7 +159,7 @@ class _Rows(Dataset[dict[str, Any]]):
     def __getitem__(self, batch: int) -> dict[str, Any]:
         columns = {"row": self.plan[batch], **self.table[self.plan[batch]]}
         rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-        return _to(self.reader.collate(rows), self.device)
+        return _to(self.data.collate(rows), self.device)
 
 
 # Captum's two ways, each at one checkpoint whose weights the module has already: Captum would load them again for
@@ -322,11 +299,11 @@ def _parameters(module: TransformerModule, layers: Sequence[str]) -> list[nn.Par
 # What is told
 
 
-def _strongest(reader: Reader, train: datasets.Dataset, scores: Float[Tensor, " rows"], top: int) -> list[Influence]:
+def _strongest(data: TextDataModule, scores: Float[Tensor, " rows"], top: int) -> list[Influence]:
     """Return proponents, then opponents."""
     numbers = _ranked(scores, top)
-    some = train[numbers]
-    told = zip(numbers, reader.texts_of(some), reader.given_of(some) or [], some["where"], strict=True)
+    some = data.tables["train"][numbers]
+    told = zip(numbers, data.texts_of(some), data.given_of(some) or [], some["where"], strict=True)
     found = []
     for row, text, label, where in told:
         first, second = text if isinstance(text, tuple) else (text, None)
@@ -346,15 +323,20 @@ def _ranked(scores: Float[Tensor, " rows"], top: int) -> list[int]:
 # What is refused
 
 
-def _check_table(train: datasets.Dataset, reader: Reader) -> None:
-    needed = [*reader.batch_columns("test"), "where"]
-    if missing := [name for name in needed if name not in train.column_names]:
-        raise ConfigError(
-            f"the table has no column {missing[0]}", where="train", mend='give data.tables["train"], after data.setup()'
-        )
-    first = train[:1]
-    if not (reader.texts_of(first) and reader.given_of(first)):
-        raise ConfigError("the table has no rows with labels", where="train", mend="give the training rows")
+def _check_data(data: TextDataModule, module: TransformerModule) -> None:
+    if not isinstance(data, TextDataModule) or "train" not in data.tables:
+        mend = 'give the data module, after setup("fit")'
+        raise ConfigError("influence needs the training data", where="data", mend=mend)
+    mend = "give the data that it was trained on"
+    facts, arguments = data.facts, module.hparams
+    told, known = ({name: each.get(name) for name in ("labels", "problem_type")} for each in (facts, arguments))
+    # What one of both leaves open is no conflict; but only what is classified has labels at all.
+    conflict = any(told[name] != known[name] for name in told if None not in (told[name], known[name]))
+    if conflict or ("labels" in facts) != ("labels" in arguments):
+        raise ConfigError(f"the data says {told}, the module {known}", where="data", mend=mend)
+    first = data.tables["train"][:1]
+    if not (data.texts_of(first) and data.given_of(first)):
+        raise ConfigError("there are no training rows with labels", where="data", mend=mend)
 
 
 def _check_finite(scores: Tensor) -> None:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -20,7 +19,7 @@ from lit_nlp.files import json_lines
 from lit_nlp.modules.base import Batch, EvaluationSplit, Files, TransformerModule, as_json, refuse_outputs
 from lit_nlp.modules.heads import linear_layers, read_by
 from lit_nlp.targets import RUNNER_UP, AttributionTarget, Label, Place, Reading
-from lit_nlp.tokenization import Encoded, Text, Tokens, by_length, check_texts, encode, pad_windows
+from lit_nlp.tokenization import Encoded, Text, Tokens, by_length, check_texts, encode
 
 # Keeps the slope of (1 - p)^gamma finite for gamma below 1.
 _TINY = 1e-6
@@ -376,7 +375,7 @@ class TextClassificationModule(TransformerModule):
             )
         return found
 
-    # Accounting for what is said: texts and their labels, the rows of a training table, and the head
+    # Accounting for what is said: texts and their labels, and the head
 
     def asked(
         self, texts: Sequence[Text], labels: Sequence[Label] | None = None, *, batch_size: int = 16
@@ -387,13 +386,19 @@ class TextClassificationModule(TransformerModule):
             ConfigError: A label is none of the classes, not one, or no number where a score is asked for.
         """
         given = labels if labels is not None else [said.label for said in self.predict_texts(texts, batch_size)]
-        rows: list[dict[str, Any]] = [{"row": row, "label": self.target_of(label)} for row, label in enumerate(given)]
-        encoded = self.encode(texts)
-        for number, tokens in zip(encoded.row, encoded.sequences, strict=True):
-            for name, ids in tokens.items():
-                rows[number].setdefault(name, []).append(ids)
-        lengths = [sum(map(len, row["input_ids"])) for row in rows]
-        return [self.collate([rows[i] for i in some]) for some in by_length(lengths, batch_size)]
+        targets, encoded = [self.target_of(label) for label in given], self.encode(texts)
+        windows: list[list[Tokens]] = [[] for _ in texts]
+        for row, tokens in zip(encoded.row, encoded.sequences, strict=True):
+            windows[row].append(tokens)
+        lengths = [sum(len(tokens["input_ids"]) for tokens in own) for own in windows]
+        return [
+            {
+                **self.pad([tokens for i in some for tokens in windows[i]]),
+                "row": torch.tensor([i for i in some for _ in windows[i]], device=self.device),
+                "labels": torch.tensor([targets[i] for i in some], device=self.device),
+            }
+            for some in by_length(lengths, batch_size)
+        ]
 
     def target_of(self, label: Label) -> int | list[float]:
         """Return a name, names or a score as the loss takes it: what `label_of` makes of it is the same again.
@@ -412,37 +417,6 @@ class TextClassificationModule(TransformerModule):
         if len(names) != 1:
             raise ConfigError(f"expected one class, got {label!r}", where="labels")
         return self.labels.index(names[0])
-
-    def batch_columns(self, split: str) -> list[str]:
-        """Return the columns of a training table that make a batch; for other splits than `train` all that are read."""
-        names = [name for name in ("input_ids", "token_type_ids") if name in self.tokenizer.model_input_names]
-        return [*names, "label", *(["length", "text", "text_pair"] if split != "train" else [])]
-
-    def lengths(self, table: Any) -> Int[np.ndarray, "rows 1"]:
-        """Return the tokens of each row of a training table."""
-        return np.array(table["length"][:], dtype=np.int64).reshape(-1, 1)
-
-    def collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """Pad rows of a training table to a batch.
-
-        Raises:
-            ConfigError: The table's labels can't be the module's.
-        """
-        labels = [row["label"] for row in rows]
-        self._check_labels(labels)
-        names = [name for name in ("input_ids", "token_type_ids") if name in rows[0]]
-        return pad_windows(rows, names, self.baseline_id) | {"labels": torch.tensor(labels)}
-
-    def texts_of(self, rows: dict[str, list[Any]]) -> list[Text]:
-        """Return the texts, or pairs of texts, of rows of a training table."""
-        return [(text, pair) if pair else text for text, pair in zip(rows["text"], rows["text_pair"], strict=True)]
-
-    def given_of(self, rows: dict[str, list[Any]]) -> list[Label] | None:
-        """Return what a training table says of rows; None where it says nothing."""
-        if None in rows["label"]:
-            return None
-        self._check_labels(rows["label"])
-        return [self.label_of(torch.tensor(label)) for label in rows["label"]]
 
     def head(self) -> nn.Linear:
         """Return the linear layer that makes the logits.
@@ -472,17 +446,6 @@ class TextClassificationModule(TransformerModule):
             where="layers",
             mend=f"name layers, such as {', '.join(linear_layers(self)[-3:]) or 'the embeddings'}",
         )
-
-    def _check_labels(self, labels: list[Any]) -> None:
-        count, single = len(self.labels), self.problem_type == "single_label"
-        if labels and (
-            isinstance(labels[0], list) == single or (max(labels) >= count if single else len(labels[0]) != count)
-        ):
-            raise ConfigError(
-                f"the table's labels are not those of the module, {', '.join(self.labels)} ({self.problem_type})",
-                where="train",
-                mend="give the data that it was trained on",
-            )
 
     def _predictions_of(self, logits: Float[Tensor, "rows classes"], batch: Batch) -> list[ClassificationPrediction]:
         texts = batch.get("text", [None] * len(logits))

@@ -3,6 +3,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 from lightning.pytorch import seed_everything
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_nlp import (
+    LanguageModelingDataModule,
     LanguageModelingModule,
     QuestionAnsweringDataModule,
     QuestionAnsweringModule,
@@ -64,7 +66,7 @@ class Run:
         """Return the score of every row for every text."""
         table = self.data.tables["train"]
         given = {"top": len(table), "batch_size": 4, **arguments}
-        found = influences(self.module, self.checkpoints, table, texts, labels, **given)
+        found = influences(self.module, self.checkpoints, self.data, texts, labels, **given)
         by_row = [{each.row: each.score for each in some} for some in found]
         return [[some.get(row, 0.0) for row in range(len(table))] for some in by_row]
 
@@ -228,7 +230,7 @@ def test_the_same_text_with_the_same_label_is_the_top_proponent(binary: Run) -> 
     found = influences(
         binary.module,
         binary.checkpoints,
-        binary.data.tables["train"],
+        binary.data,
         CORPUS,
         labels,
         top=1,
@@ -282,9 +284,8 @@ def test_training_on_a_proponent_lowers_the_loss_of_the_text_and_on_an_opponent_
 
 @pytest.mark.parametrize("top", [2, 6])
 def test_proponents_come_before_opponents_and_the_strongest_first(run: Run, top: int) -> None:
-    table = run.data.tables["train"]
     for all_scores, found in zip(
-        run.scores(ASKED), influences(run.module, run.checkpoints, table, ASKED, top=top), strict=True
+        run.scores(ASKED), influences(run.module, run.checkpoints, run.data, ASKED, top=top), strict=True
     ):
         ranked = sorted(range(6), key=lambda row: -all_scores[row])
         proponents = [row for row in ranked if all_scores[row] > 0][:top]
@@ -294,7 +295,7 @@ def test_proponents_come_before_opponents_and_the_strongest_first(run: Run, top:
 
 
 def test_an_example_is_told_with_its_label_and_its_line(run: Run, tmp_path: Path) -> None:
-    (found,) = influences(run.module, run.checkpoints, run.data.tables["train"], ASKED[:1], top=6)
+    (found,) = influences(run.module, run.checkpoints, run.data, ASKED[:1], top=6)
     assert found
     for each in found:
         assert each == Influence(
@@ -324,7 +325,7 @@ def test_checkpoints_of_one_step_count_once(run: Run, tmp_path: Path) -> None:
 
 
 def test_no_text_has_no_influence(run: Run) -> None:
-    assert influences(run.module, run.checkpoints, run.data.tables["train"], []) == []
+    assert influences(run.module, run.checkpoints, run.data, []) == []
 
 
 # What is left behind
@@ -370,7 +371,7 @@ def refused(run: Run, kind: type[UserError], **changes: Any) -> str:
     arguments = {
         "module": run.module,
         "checkpoints": run.checkpoints,
-        "train": run.data.tables["train"],
+        "data": run.data,
         "texts": ASKED,
         **changes,
     }
@@ -429,9 +430,35 @@ def test_weights_that_are_no_numbers_are_refused(run: Run, tmp_path: Path) -> No
     assert traces(run.module) == before
 
 
-def test_other_modules_than_classifiers_need_their_data(run: Run, llama: str) -> None:
-    told = refused(run, ConfigError, module=LanguageModelingModule(llama))
-    assert told == "data: influence needs the training data; give the data module, after setup()"
+def test_what_is_no_training_data_of_the_module_is_refused(
+    run: Run, bert: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # a user's Python checks no types
+    source = run.data.sources["train"]
+    made = TextClassificationDataModule(bert, train=source, val=source)
+    for data in None, run.data.tables["train"], made:
+        told = refused(run, ConfigError, data=data)
+        assert told == 'data: influence needs the training data; give the data module, after setup("fit")'
+    several = TextClassificationDataModule(bert, train=source, val=source, labels=LABELS, problem_type="multi_label")
+    renamed = TextClassificationDataModule(bert, train=source, val=source, labels=LABELS[::-1])
+    question = {"question": "what", "context": "a film", "answers": ["film"]}
+    answers = QuestionAnsweringDataModule(bert, train=write_rows(tmp_path / "questions.jsonl", [question]), val=source)
+    for data in several, renamed, answers:
+        data.tables["train"] = data._open("train")
+        told = refused(run, ConfigError, data=data)
+        asked = {name: data.facts.get(name) for name in ("labels", "problem_type")}
+        known = {"labels": LABELS, "problem_type": "single_label"}
+        assert told == f"data: the data says {asked}, the module {known}; give the data that it was trained on"
+    run.data.tables["train"] = run.data.tables["train"].select([])
+    assert "no training rows with labels" in refused(run, ConfigError)
+
+
+def test_a_module_that_decides_nothing_is_refused(run: Run, llama: str, tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "texts.jsonl", [{"text": text} for text in CORPUS])
+    data = LanguageModelingDataModule(llama, train=source, val=source, objective="causal")
+    data.setup("fit")
+    told = refused(run, ConfigError, module=LanguageModelingModule(llama, objective="causal"), data=data)
+    assert told == "explain: LanguageModelingDataModule has no texts that could be explained"
 
 
 def test_layers_that_are_none_are_refused_with_some_that_are(run: Run) -> None:
@@ -452,7 +479,7 @@ def test_a_last_linear_layer_that_gives_no_logits_is_refused(run: Run, tmp_path:
     assert told.startswith("layers: the logits are not what the last linear layer makes of what it reads; name layers")
     assert told.endswith("model.classifier, model.auxiliary")
     assert traces(run.module) == before
-    assert influences(run.module, [path], run.data.tables["train"], ASKED, layers=["model.classifier"])
+    assert influences(run.module, [path], run.data, ASKED, layers=["model.classifier"])
 
 
 def test_logits_that_are_bent_behind_the_last_layer_are_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -461,7 +488,6 @@ def test_logits_that_are_bent_behind_the_last_layer_are_refused(run: Run, monkey
 
 
 def test_arguments_that_dont_go_together_are_refused(run: Run) -> None:
-    table = run.data.tables["train"]
     assert refused(run, ConfigError, labels=["hot"]) == "labels: there are 3 texts but 1 labels"
     assert "did you mean 'cold'" in refused(run, ConfigError, labels=["colt", "hot", "hot"])
     assert "expected one class, got ['hot', 'cold']" in refused(
@@ -470,10 +496,6 @@ def test_arguments_that_dont_go_together_are_refused(run: Run) -> None:
     assert "expected a list of texts" in refused(run, ConfigError, texts="a film")
     assert refused(run, ConfigError, top=0) == "top: expected a number above 0, got 0"
     assert refused(run, ConfigError, batch_size=0) == "batch_size: expected a number above 0, got 0"
-    assert 'give data.tables["train"]' in refused(run, ConfigError, train=table.remove_columns("where"))
-    assert "no rows with labels" in refused(run, ConfigError, train=table.select([]))
-    many = table.map(lambda row: {"label": row["label"] + 1})
-    assert "the table's labels are not those of the module" in refused(run, ConfigError, train=many)
 
 
 # Other tasks
@@ -535,7 +557,7 @@ def test_an_answer_is_accounted_for_by_the_span_that_was_given(answering: Any) -
     module, data, checkpoints = answering
     texts = [("what", "a warm film"), ("why", CORPUS[1])]
     answers = module.predict_texts(texts)
-    found = influences(module, checkpoints, data.tables["train"], texts, data=data, top=99, batch_size=4)
+    found = influences(module, checkpoints, data, texts, top=99, batch_size=4)
 
     def of_answer(text: tuple[str, str], answer: Any) -> Any:
         read = module.tokenizer(*text, return_tensors="pt", return_offsets_mapping=True)
@@ -570,7 +592,7 @@ def test_what_is_written_is_accounted_for_by_all_its_tokens(translating: Any) ->
     texts = [CORPUS[0], "a film"]
     written = [module._without_end(ids) for ids in module._outputs(texts, 1)]
     assert all(written), "there must be something to account for"
-    found = influences(module, checkpoints, data.tables["train"], texts, data=data, top=99, batch_size=4)
+    found = influences(module, checkpoints, data, texts, top=99, batch_size=4)
     assert traces(module) == before
 
     asked = [of_pair(ids, labels) for ids, labels in zip(module.pairs.sources(texts).ids, written, strict=True)]
@@ -586,7 +608,7 @@ def test_what_is_taken_as_written_may_be_given(translating: Any) -> None:
     module, data, checkpoints = translating
     texts, table = [CORPUS[0], "a film"], data.tables["train"]
     given = [CORPUS[2], CORPUS[3]]
-    found = influences(module, checkpoints, table, texts, given, data=data, top=99)
+    found = influences(module, checkpoints, data, texts, given, top=99)
     shapes = zip(module.pairs.sources(texts).ids, module.pairs.targets(given).ids, strict=True)
     asked = [of_pair(ids, module._without_end(labels)) for ids, labels in shapes]
     rows = [of_pair(row["source_ids"], row["target_ids"]) for row in table]
@@ -603,8 +625,9 @@ def other(request: pytest.FixtureRequest) -> tuple[Any, Any, list[Path], list[An
 def test_rows_of_other_tasks_may_be_selected_beforehand(other: Any) -> None:
     module, data, checkpoints, texts = other
     table = data.tables["train"]
-    everything = told(influences(module, checkpoints, table, texts, data=data, top=99), len(table))
-    found = influences(module, checkpoints, table.select([5, 1, 2]), texts, data=data, top=99)
+    everything = told(influences(module, checkpoints, data, texts, top=99), len(table))
+    data.tables["train"] = table.select([5, 1, 2])
+    found = influences(module, checkpoints, data, texts, top=99)
     for some, scores, whole in zip(found, told(found, 3), everything, strict=True):
         assert scores == pytest.approx([whole[5], whole[1], whole[2]], rel=1e-3, abs=1e-6)
         assert {each.where for each in some} <= {table[row]["where"] for row in (5, 1, 2)}
@@ -612,11 +635,10 @@ def test_rows_of_other_tasks_may_be_selected_beforehand(other: Any) -> None:
 
 def test_what_other_tasks_dont_take_is_refused(other: Any) -> None:
     module, data, checkpoints, texts = other
-    table = data.tables["train"]
 
-    def refusal(train: Any = table, **changes: Any) -> str:
+    def refusal(**changes: Any) -> str:
         with pytest.raises(ConfigError) as caught:
-            influences(module, checkpoints, train, **{"texts": texts, "data": data, **changes})
+            influences(module, checkpoints, **{"data": data, "texts": texts, **changes})
         return str(caught.value)
 
     before = traces(module)
@@ -624,11 +646,10 @@ def test_what_other_tasks_dont_take_is_refused(other: Any) -> None:
     assert refusal(top=0) == "top: expected a number above 0, got 0"
     assert refusal(labels=["one"]) == "labels: there are 2 texts but 1 labels"
     assert refusal(labels=[1.0, 2.0]).startswith("labels: ")
-    assert 'give data.tables["train"]' in refusal(table.remove_columns("where"))
-    assert "no rows with labels" in refusal(table.select([]))
-    assert "influence needs the training data" in refusal(data=None)
     if isinstance(module, QuestionAnsweringModule):
         assert refusal(labels=["warm", "film"]).endswith("is accounted for, and no other; leave them out")
+    data.tables["train"] = data.tables["train"].select([])
+    assert "no training rows with labels" in refusal()
     assert traces(module) == before
 
 
@@ -645,7 +666,7 @@ def test_a_batch_of_training_rows_is_forgotten_before_the_next_but_one(
         return batch
 
     monkeypatch.setattr(data, "collate", counting)
-    influences(module, checkpoints, data.tables["train"], texts, data=data, batch_size=1)
+    influences(module, checkpoints, data, texts, batch_size=1)
     assert len(made) == len(CORPUS) * len(checkpoints)
 
 
@@ -656,7 +677,7 @@ def test_the_error_of_a_score_is_that_from_what_the_data_says(bert: str, tmp_pat
     run = Run(bert, tmp_path, rows_of([i / 4 for i in range(6)]), problem_type="regression")
     drawn = run.data.drawn("val", 2)
     found = cli._influences(run.module, run.data, str(run.checkpoints[0]), drawn, batch_size=4)
-    expected = influences(run.module, run.checkpoints, run.data.tables["train"], drawn.texts, drawn.given)
+    expected = influences(run.module, run.checkpoints, run.data, drawn.texts, drawn.given)
     assert list(found) == drawn.rows
     for some, others in zip(found.values(), expected, strict=True):
         assert [each["row"] for each in some] == [each.row for each in others]
