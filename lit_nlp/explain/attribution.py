@@ -290,6 +290,7 @@ class _Ledger:
     def __init__(self, module: Explainable, targets: Sequence[AttributionTarget], options: Options) -> None:
         self._module, self._targets, self._options = module, targets, options
         self._absence = module.absence_id(options.baseline)
+        self._unknown_id = _unknown_id(module)
         self._features = [Features.of(target) for target in targets]
         self._read: list[set[int]] = [set() for _ in targets]
         self._credit = [torch.zeros(len(features) + 1, dtype=torch.double) for features in self._features]
@@ -339,8 +340,10 @@ class _Ledger:
         first = 0 if part == 0 else len(features.spans[0])
         numbers = range(first, first + len(features.spans[part]))
         whole = part == 1 and self._targets[target].kind == "token"
+        readings = self._targets[target].readings
+        unknown = {word for reading in readings for word in features.with_token(reading, self._unknown_id)}
         return [
-            Word(text[start:end], start, end, float(self._credit[target][number]))
+            Word(text[start:end], start, end, float(self._credit[target][number]), number in unknown)
             for number, (start, end) in zip(numbers, features.spans[part], strict=True)
             if whole or number in self._read[target]
         ]
@@ -374,3 +377,11 @@ class _Ledger:
                 list(picked),
                 Batch(self._module, some, features, absence=self._absence, rows=self._options.batch_size),
             )
+
+
+def _unknown_id(module: Explainable) -> int | None:
+    """Return the token that stands for all that the tokenizer doesn't know; None where it has none."""
+    try:
+        return module.absence_id("unk")
+    except ConfigError:
+        return None

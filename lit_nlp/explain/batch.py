@@ -55,6 +55,18 @@ class Features:
         """Return the numbers of the words that a sequence holds, rising: none of another window, or written later."""
         return _numbers(self.membership(reading, name) for name in reading.places)
 
+    def with_token(self, reading: Reading, token: int | None) -> list[int]:
+        """Return the numbers of the words in which a token has a share, rising."""
+        return _numbers(
+            [
+                words
+                for words, each in zip(self.membership(reading, name), reading.inputs[name], strict=True)
+                if each == token
+            ]
+            for name in reading.places
+            if token in reading.inputs[name]
+        )
+
 
 def _numbers(memberships: Iterable[Sequence[dict[int, float]]]) -> list[int]:
     """Return the numbers of the words in which some tokens have a share, rising."""

@@ -35,6 +35,7 @@ _LEVELS = 8
 _STRONGEST = 6
 _CLASSES = 6
 _OVERVIEW_WORDS = 8
+_UNKNOWN = 5
 _PAGE = 20
 _WIDTH, _HEIGHT = 320, 160  # of a chart's plane, in units of its SVG
 _CHARTS = {
@@ -431,6 +432,10 @@ def _view(each: Attribution, parts: list[int], starts: Sequence[int], place: int
     texts = [each.text] + ([each.text_pair] if each.text_pair is not None else [])
     if unread := sum(len(find_words(text)) for text in texts) - sum(map(len, words)):
         notes.append(f"{unread} word{'s' * (unread > 1)} without a score: not read for this.")
+    if unknown := list(dict.fromkeys(word.text for word in each.words + each.pair_words if word.unknown)):
+        more = f" and {len(unknown) - _UNKNOWN} more" if len(unknown) > _UNKNOWN else ""
+        some = ", ".join(unknown[:_UNKNOWN])
+        notes.append(f"Unknown to the model’s vocabulary, and so all the same to it: {some}{more}.")
     return View(
         target=each.target,
         method=each.method,

@@ -21,12 +21,16 @@ _WORD = regex.compile(
 
 @dataclass(frozen=True)
 class Word:
-    """The word at `text[start:end]` of the original text, and the sum of its tokens' scores."""
+    """The word at `text[start:end]` of the original text, and the sum of its tokens' scores.
+
+    Of an `unknown` word the model read the unknown token, whole or in part: all such words are the same to it.
+    """
 
     text: str
     start: int
     end: int
     score: float
+    unknown: bool = False
 
 
 def find_words(text: str) -> list[tuple[int, int]]:

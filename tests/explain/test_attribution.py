@@ -589,7 +589,27 @@ def test_the_result_names_prediction_target_and_label():
     assert [(each.target, each.label) for each in found] == [("neutral", "negative"), ("neutral", None)]
     assert found[0].probability == found[0].probabilities[found[0].prediction] == max(found[0].probabilities.values())
     assert attribute(fakes.bert(), TEXTS[:1])[0].target == found[0].prediction
-    assert json.loads(json.dumps(asdict(found[0])))["words"][0].keys() == {"text", "start", "end", "score"}
+    assert json.loads(json.dumps(asdict(found[0])))["words"][0].keys() == {"text", "start", "end", "score", "unknown"}
+
+
+@pytest.mark.parametrize("method", ["saliency", "feature_ablation", "random"])
+def test_words_that_the_tokenizer_does_not_know_are_marked(method: str):
+    module = fakes.bert(max_length=8, stride=2)
+    found = attribute(module, [("the qux film is good", "a zap"), ("good", "bad")], method=method)
+    assert [word.text for each in found for word in each.words + each.pair_words if word.unknown] == ["qux", "zap"]
+
+
+def test_a_tokenizer_without_an_unknown_token_knows_all_words():
+    module = fakes.bert()
+
+    def absence_id(baseline):
+        if baseline == "unk":
+            raise ConfigError("there is none")
+        return fakes.PAD
+
+    module.absence_id = absence_id
+    (found,) = attribute(module, ["the qux film"], method="saliency")
+    assert not any(word.unknown for word in found.words)
 
 
 @pytest.mark.parametrize(

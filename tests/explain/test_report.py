@@ -176,7 +176,7 @@ def test_the_file_beside_the_page_holds_every_attribution_in_order(tmp_path):
     assert [row["text"] for row in rows] == ["good film", "bad\u2028film 日本"]
     assert rows[1]["label"] is None
     assert rows[1]["prediction"] == "negative"
-    assert rows[0]["words"][1] == {"text": "film", "start": 5, "end": 9, "score": -2.0}
+    assert rows[0]["words"][1] == {"text": "film", "start": 5, "end": 9, "score": -2.0, "unknown": False}
     assert {"probability", "target", "method", "convergence_delta", "converged", "row"} <= rows[0].keys()
 
 
@@ -242,6 +242,22 @@ def test_of_many_classes_the_probable_and_the_gold_one_are_shown(tmp_path):
     assert "class 49" in card
     assert "class 20" not in card
     assert "43 less probable" in card
+
+
+def test_words_that_are_unknown_are_told_once_and_not_all(tmp_path):
+    words = [Word(f"w{i % 7}", i, i + 1, 1.0, unknown=i > 0) for i in range(9)]
+    (card,) = to_cards([attribution("w" * 9, words=words)])
+    assert card.views[0].notes[-1] == (
+        "Unknown to the model’s vocabulary, and so all the same to it: w1, w2, w3, w4, w5 and 2 more."
+    )
+    (card,) = to_cards([attribution("good")])
+    assert "nknown" not in " ".join(card.views[0].notes)
+    page = write_report(
+        [attribution("<b>", words=[Word("<b>", 0, 3, 1.0, unknown=True)])], tmp_path, title="t", facts={}
+    )
+    assert "all the same to it: &lt;b&gt;." in page.read_text("utf-8")
+    (row,) = (tmp_path / "attributions.jsonl").read_text().splitlines()
+    assert json.loads(row)["words"][0]["unknown"] is True
 
 
 def test_both_texts_of_a_pair_and_a_text_without_words_are_shown(tmp_path):
