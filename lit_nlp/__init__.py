@@ -1,7 +1,7 @@
 """Fine-tune pretrained transformers with Lightning, and see why they decide as they do."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+# Not `typing`'s, whose import would cost more than all else here; type checkers go by the name.
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from lit_nlp.callbacks.attribution import AttributionCallback
@@ -60,7 +60,9 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
+    from importlib import import_module
+
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
