@@ -10,6 +10,8 @@ from lit_nlp.data.sources import Row
 from lit_nlp.errors import DataError, did_you_mean
 
 _WHOLE_NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)(\.0*)?")
+# A tuple: a union would be made anew for every row.
+_SEVERAL = (list, dict)
 
 
 def class_label(value: Any, where: str) -> str:
@@ -20,7 +22,7 @@ def class_label(value: Any, where: str) -> str:
     """
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, list | dict):
+    if isinstance(value, _SEVERAL):
         raise DataError(
             f"expected one label, got {value!r}",
             where=where,

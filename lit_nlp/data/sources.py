@@ -39,6 +39,8 @@ _HUB_NAME = re.compile(
 # A quote that is never closed swallows the rest of its file: no honest field is longer than this.
 _MAX_FIELD_CHARS = 2**24
 _BATCH_ROWS = 1000
+# A tuple: a union would be made anew for every row, which takes as long as all else that is done with a value.
+_VALUES = (str, int, float, list, dict)
 _SQUAD_COLUMNS = {"id", "question", "context", "answers", "title"}
 _JSON_BLANK = re.compile(r"[ \t\r\n]*")
 _NOT_TEXT = {
@@ -730,7 +732,7 @@ def _value(record: dict[str, Any], columns: list[str], where: str) -> Any:
     blank = isinstance(value, str) and not value.strip()
     if blank or value is None or (isinstance(value, float) and math.isnan(value)):
         raise DataError(f"no value in column {columns[0]!r}", where=where, mend="fill it in, or delete the row")
-    if not isinstance(value, str | int | float | list | dict):
+    if not isinstance(value, _VALUES):
         mend = "write it as a string, number, bool or list"
         raise DataError(f"column {columns[0]!r} holds {_kind(value)}", where=where, mend=mend)
     return value
