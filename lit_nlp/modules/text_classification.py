@@ -16,6 +16,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedConfig
 
 from lit_nlp.errors import ConfigError, known_name, require
 from lit_nlp.files import json_lines
+from lit_nlp.metrics.calibration import CalibrationError
 from lit_nlp.modules.base import Batch, EvaluationSplit, Files, TransformerModule, as_json, refuse_outputs
 from lit_nlp.modules.heads import linear_layers, read_by
 from lit_nlp.targets import RUNNER_UP, AttributionTarget, Label, Place, Reading
@@ -561,7 +562,7 @@ def _single_label_metrics(classes: int) -> dict[str, Metric | MetricCollection]:
     return {
         "accuracy": tc.MulticlassAccuracy(classes, average="micro"),
         "f1": tc.MulticlassF1Score(classes, average="macro"),
-        "calibration_error": tc.MulticlassCalibrationError(classes),
+        "calibration_error": CalibrationError(),
         "precision": tc.MulticlassPrecision(classes, average=None),
         "recall": tc.MulticlassRecall(classes, average=None),
         "confusion": tc.MulticlassConfusionMatrix(classes),
