@@ -302,6 +302,8 @@ class TransformerModule(LightningModule):
         # Lightning refuses to clip gradients for the fused kernel; where it has to, we do without.
         fused = self._holds_whole_gradients()
         optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, weight_decay=self.weight_decay, fused=fused)
+        # Lightning lets go of the gradients behind the next forward pass, where they lie beside its activations.
+        optimizer.register_step_post_hook(lambda stepped, *_: stepped.zero_grad())
         total_steps = self.trainer.estimated_stepping_batches
         if total_steps == float("inf") and (self.scheduler != "constant" or 0 < self.warmup < 1):
             raise ConfigError(

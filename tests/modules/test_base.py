@@ -73,10 +73,25 @@ def cast_grad(parameter: Tensor) -> Tensor:
     return parameter.grad
 
 
+def kept_when_clipped(fitted: LightningModule, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """Return a list that the gradients which a step takes come into: behind the step there are none any more."""
+    clip, clipped = fitted.configure_gradient_clipping, list[Tensor]()
+
+    def clip_and_keep(*arguments: Any, **named: Any) -> None:
+        clip(*arguments, **named)
+        clipped.extend(cast_grad(parameter).clone() for parameter in fitted.parameters())
+
+    monkeypatch.setattr(fitted, "configure_gradient_clipping", clip_and_keep)
+    return clipped
+
+
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("algorithm", ["norm", "value"])
-def test_clipping_is_torchs_own(algorithm: Any, precision: Any, module: Module, batches: Batches) -> None:
+def test_clipping_is_torchs_own(
+    algorithm: Any, precision: Any, module: Module, batches: Batches, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fitted, gradients = module(), Gradients()
+    clipped = kept_when_clipped(fitted, monkeypatch)
     trainer = plain_trainer(
         max_steps=1,
         precision=precision,
@@ -92,17 +107,34 @@ def test_clipping_is_torchs_own(algorithm: Any, precision: Any, module: Module, 
         torch.nn.utils.clip_grad_norm_(copies, 1e-3)
     else:
         torch.nn.utils.clip_grad_value_(copies, 1e-3)
-    clipped = [cast_grad(parameter) for parameter in fitted.parameters()]
     for ours, theirs in zip(clipped, copies, strict=True):
         assert torch.equal(ours, cast_grad(theirs))
     assert any(not torch.equal(ours, raw) for ours, raw in zip(clipped, gradients.raw, strict=True))
 
 
-def test_without_a_limit_gradients_stay_as_they_are(module: Module, batches: Batches) -> None:
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_no_gradient_of_an_earlier_step_lies_beside_the_activations(
+    accumulated: int, module: Module, batches: Batches
+) -> None:
+    held: list[bool] = []
+
+    class Beside(Callback):
+        def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+            held.append(any(parameter.grad is not None for parameter in pl_module.parameters()))
+
+    trainer = plain_trainer(max_epochs=2, max_steps=2, accumulate_grad_batches=accumulated, callbacks=[Beside()])
+    trainer.fit(module(), loader(batches))
+    assert held == [batch % accumulated > 0 for batch in range(2 * accumulated)]
+
+
+def test_without_a_limit_gradients_stay_as_they_are(
+    module: Module, batches: Batches, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fitted, gradients = module(), Gradients()
+    taken = kept_when_clipped(fitted, monkeypatch)
     plain_trainer(max_steps=1, callbacks=[gradients]).fit(fitted, loader(batches))
-    for parameter, raw in zip(fitted.parameters(), gradients.raw, strict=True):
-        assert torch.equal(cast_grad(parameter), raw)
+    for gradient, raw in zip(taken, gradients.raw, strict=True):
+        assert torch.equal(gradient, raw)
 
 
 def test_gradient_checkpointing_runs_layers_twice_and_gives_the_same_gradients(
