@@ -209,7 +209,7 @@ def _translation_ours(data: TranslationDataModule, clock: Clock) -> None:
 def _translation_trainer(data: TranslationDataModule, rows: int, clock: Clock) -> None:
     module = _translation_module(data)
     table = data.tables["train"]
-    columns = {name: table[name] for name in ("input_ids", "labels")}
+    columns = {"input_ids": table["source_ids"][:], "labels": table["target_ids"][:]}
     collator = transformers.DataCollatorForSeq2Seq(module.tokenizer, module.model)
     clock.done = sum(map(len, columns["labels"]))
     settings = {"per_device_train_batch_size": rows, "learning_rate": 3e-3, "label_smoothing_factor": 0.1}
