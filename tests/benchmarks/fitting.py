@@ -12,7 +12,7 @@ import lightning
 import torch
 import transformers
 from lightning.pytorch.callbacks import Callback
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lit_nlp import (
     LanguageModelingDataModule,
@@ -228,12 +228,10 @@ def _causal_ours(texts: Sequence[str], clock: Clock) -> None:
 
 
 def _causal_trainer(texts: Sequence[str], clock: Clock, **settings: Any) -> None:
-    path = locate(SMOLLM2, BackboneError)
-    given = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    tokenizer = AutoTokenizer.from_pretrained(**given)
-    encoded = tokenizer(list(texts), truncation=True, max_length=256)
-    model = AutoModelForCausalLM.from_pretrained(**given, dtype=torch.float32)
-    collator = transformers.DataCollatorForLanguageModeling(tokenizer, mlm=False)
+    module = LanguageModelingModule(SMOLLM2, objective="causal")
+    module.model.is_quantized = False  # the file's weights were; Trainer would refuse those of the model, too
+    encoded = module.tokenizer(list(texts), truncation=True, max_length=256)
+    collator = transformers.DataCollatorForLanguageModeling(module.tokenizer, mlm=False)
     clock.done = sum(map(len, encoded["input_ids"]))
-    table = datasets.Dataset.from_dict(dict(encoded))
-    _train(model, table, collator, clock, per_device_train_batch_size=8, **settings)
+    table = datasets.Dataset.from_dict({"input_ids": encoded["input_ids"]})
+    _train(module.model, table, collator, clock, per_device_train_batch_size=8, **settings)
