@@ -7,11 +7,26 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import Cache, EncoderDecoderCache
+from transformers.generation import (
+    EncoderNoRepeatNGramLogitsProcessor,
+    EncoderRepetitionPenaltyLogitsProcessor,
+    PrefixConstrainedLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    UnbatchedClassifierFreeGuidanceLogitsProcessor,
+)
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_managed_module
 
 # Tokens of the vocabulary of which the best is looked at before the others are.
 _CHUNK = 128
+# Processors that know each hypothesis by its row: they can't do without the rows of texts that are left out.
+_BY_ROW = (
+    EncoderNoRepeatNGramLogitsProcessor,
+    EncoderRepetitionPenaltyLogitsProcessor,
+    PrefixConstrainedLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    UnbatchedClassifierFreeGuidanceLogitsProcessor,
+)
 
 
 @dataclass
@@ -63,7 +78,8 @@ def beam_search(
     """
     # Where weights are spread over devices, all must take equally many steps.
     synced = is_fsdp_managed_module(model) or is_deepspeed_zero3_enabled()
-    if synced or not isinstance(inputs.get("past_key_values"), Cache):  # or a state of another kind
+    by_row = any(isinstance(each, _BY_ROW) for each in logits_processor)
+    if synced or by_row or not isinstance(inputs.get("past_key_values"), Cache):  # or a state of another kind
         given = (logits_processor, stopping_criteria, generation_config)
         return cast(Tensor, model._beam_search(input_ids, *given, synced_gpus=synced, **inputs))
     beams, begin = generation_config.num_beams, input_ids.shape[1]

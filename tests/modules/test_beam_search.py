@@ -117,6 +117,7 @@ def written(model: Any, kind: str, search: Any, **rules: Any) -> list[list[int]]
         {"no_repeat_ngram_size": 2, "forced_bos_token_id": 7, "forced_eos_token_id": END, "min_new_tokens": 3},
         {"eos_token_id": ENDS, "num_beams": 2},
         {"sequence_bias": {(END,): -20.0}},
+        {"repetition_penalty": 1.3, "early_stopping": True},
     ],
     ids=str,
 )
