@@ -88,7 +88,9 @@ def require_list(given: object, name: str) -> None:
         given: What came.
         name: What the list should hold, in the plural.
     """
-    if isinstance(given, str) or not isinstance(given, Sequence):
-        one = name.removesuffix("s")
-        got = f"one {one}" if isinstance(given, str) else type(given).__name__
-        raise ConfigError(f"expected a list of {name}, got {got}", where=name, mend=f"write [{one}]")
+    one = name.removesuffix("s")
+    if isinstance(given, str | bytes):
+        raise ConfigError(f"expected a list of {name}, got one {one}", where=name, mend=f"write [{one}]")
+    if not isinstance(given, Sequence):
+        mend = f"write list({name})" if isinstance(given, Iterable) else f"write [{one}]"
+        raise ConfigError(f"expected a list of {name}, got {type(given).__name__}", where=name, mend=mend)
