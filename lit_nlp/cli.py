@@ -201,7 +201,7 @@ class LitNLPTrainer(Trainer):
         facts = {
             "Checkpoint": str(ckpt_path),
             "Backbone": model.hparams["backbone"],
-            "Texts": "one text" if text else split,
+            "Taken from": "the command line" if text else split,
         }
         page = write_report(
             attributions,

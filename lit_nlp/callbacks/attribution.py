@@ -106,7 +106,7 @@ class AttributionCallback(Callback):
         attributions = by_row(attribute(module, drawn.texts, labels=drawn.given, **self.options), drawn.rows)
         folder = self._folder(trainer) / "attributions" / name
         title = f"Why the model decided: {name.replace('-', ' ')}"
-        page = write_report(attributions, folder, title=title, facts={"Texts": split})
+        page = write_report(attributions, folder, title=title, facts={"Taken from": split})
         rank_zero_info(f"Report: {page}")
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
