@@ -185,8 +185,10 @@ class LitNLPTrainer(Trainer):
         if methods:
             names = [each.strip() for each in methods.split(",")] if isinstance(methods, str) else methods
             names = [each for each in names if each]
-            total = len(cast(TextDataModule, datamodule).tables[split]) if rationales else None
-            marked = read_rationales(rationales, drawn.rows, total=total) if rationales else None
+            marked = None
+            if rationales:
+                total = len(cast(TextDataModule, datamodule).tables[split])
+                marked = read_rationales(rationales, drawn.rows, total=total)
             attributions, comparison = compare_methods(
                 module, drawn.texts, names, sensitivity=sensitivity, rationales=marked, **asked
             )

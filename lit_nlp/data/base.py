@@ -3,7 +3,7 @@
 import hashlib
 import json
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -159,7 +159,7 @@ class TextDataModule(LightningDataModule):
 
     def lengths(self, table: datasets.Dataset) -> Lengths:
         """Return the tokens of each row on each side that is padded by itself: what batches are grouped by."""
-        return _numbers(table, "length").reshape(-1, 1)
+        return numbers(table, "length").reshape(-1, 1)
 
     def options(self, split: Split) -> dict[str, Any]:
         """Return what decides the split's table besides its source and columns; part of the cache's key."""
@@ -298,7 +298,7 @@ class TextDataModule(LightningDataModule):
         if self.sources["val"] is None and split in ("train", "val"):
             held_out = self._held_out(len(table))
             table = table.select(held_out if split == "val" else np.delete(np.arange(len(table)), held_out))
-        truncated = _numbers(table, "truncated").sum() if "truncated" in table.column_names else 0
+        truncated = numbers(table, "truncated").sum() if "truncated" in table.column_names else 0
         if truncated:
             rank_zero_warn(
                 f"{split}: {truncated} of {len(table)} texts are longer than {self.length_limits} tokens"
@@ -383,10 +383,18 @@ class _NumberedRows(Dataset[dict[str, Any]]):
         return [{"row": row} | {name: columns[name][i] for name in columns} for i, row in enumerate(rows)]
 
 
-def _numbers(table: datasets.Dataset, name: str) -> Int[np.ndarray, " rows"]:
-    """Return a column of numbers, read a few rows at a time: `datasets` gathers drawn rows with 500 bytes for each."""
-    parts = table.select_columns(name).with_format("numpy").iter(_ROWS_AT_ONCE)
-    return np.concatenate([np.empty(0, np.int64), *(part[name] for part in parts)])
+def numbers(
+    table: datasets.Dataset, name: str, of: Callable[[pa.ChunkedArray], Any] = np.asarray
+) -> Int[np.ndarray, " rows"]:
+    """Return a number for each row, read a few rows at a time: `datasets` gathers drawn rows with 500 bytes for each.
+
+    Args:
+        table: The table.
+        name: The column.
+        of: Makes numbers of some rows of the column.
+    """
+    parts = table.select_columns(name).with_format("arrow").iter(_ROWS_AT_ONCE)
+    return np.concatenate([np.empty(0, np.int64), *(np.asarray(of(part[name])) for part in parts)])
 
 
 def sample(items: Iterable[T], size: int, seed: int) -> list[T]:

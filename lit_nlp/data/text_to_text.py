@@ -12,7 +12,7 @@ import torch
 
 from lit_nlp.architecture import Architecture, architecture
 from lit_nlp.data import sources
-from lit_nlp.data.base import Split, TextDataModule
+from lit_nlp.data.base import Split, TextDataModule, numbers
 from lit_nlp.data.batching import Lengths
 from lit_nlp.data.sources import Row
 from lit_nlp.errors import require
@@ -188,5 +188,4 @@ class TextToTextDataModule(TextDataModule):
 
 def _sizes(table: datasets.Dataset, name: str) -> np.ndarray:
     """Return the number of tokens in each row of a column; 0 where there are none."""
-    column = table.with_format("arrow")[name][:]
-    return np.asarray(pc.fill_null(pc.list_value_length(column), 0), dtype=np.int64)
+    return numbers(table, name, lambda rows: pc.fill_null(pc.list_value_length(rows), 0))

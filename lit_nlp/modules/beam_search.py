@@ -173,13 +173,12 @@ def _keep(inputs: dict[str, Any], beam: Int[Tensor, "texts beams"], going: Bool[
     own = torch.arange(beam.numel(), device=beam.device).view_as(beam)
     first, same = own[going, :1], own[going].flatten()
     cache, encoded = inputs["past_key_values"], inputs.get("encoder_outputs")
-    rows = (first + beam[going]).flatten()
     read_alike = isinstance(cache, EncoderDecoderCache)
-    (cache.self_attention_cache if read_alike else cache).reorder_cache(rows)
-    if read_alike and len(same) < beam.numel():
-        cache.cross_attention_cache.reorder_cache(same)
+    (cache.self_attention_cache if read_alike else cache).reorder_cache((first + beam[going]).flatten())
     if len(same) == beam.numel():
         return
+    if read_alike:
+        cache.cross_attention_cache.reorder_cache(same)
     if encoded is not None:
         encoded.last_hidden_state = encoded.last_hidden_state[same]
     for name, value in inputs.items():  # masks and positions

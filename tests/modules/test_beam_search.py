@@ -95,11 +95,11 @@ def sources(kind: str) -> dict[str, Tensor]:
 def written(model: Any, kind: str, search: Any, **rules: Any) -> list[list[int]]:
     """Return what a model writes, up to each text's end."""
     given = {"num_beams": 4, "max_new_tokens": 14, "decoder_start_token_id": 2, "sequence_bias": {(END,): 3.0}}
-    given |= {"pad_token_id": PAD, "eos_token_id": END, "bos_token_id": 2, "do_sample": False}
+    given |= {"pad_token_id": PAD, "eos_token_id": [END], "bos_token_id": 2, "do_sample": False} | rules
     inputs = sources(kind)
-    ids = model.generate(**inputs, **given | rules, custom_generate=search)
+    ids = model.generate(**inputs, **given, custom_generate=search)
     begin = 1 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
-    ends = set(ENDS) if "eos_token_id" in rules else {END}
+    ends = given["eos_token_id"]
     return [
         row[: next((i + 1 for i, token in enumerate(row) if token in ends), None)] for row in ids[:, begin:].tolist()
     ]
