@@ -448,7 +448,7 @@ def _view(each: Attribution, parts: list[int], starts: Sequence[int], place: int
         strongest=(_strongest(scores, scale, 1), _strongest(scores, scale, -1)),
         mark=(bisect_left(starts, span[0]), bisect_left(starts, span[1])) if span else None,
         read=sum(word.start < span[0] for word in each.pair_words) if span and each.kind == "token" else None,
-        probabilities=[(name, _rounded(share)) for name, share in probable],
+        probabilities=probable,  # whole: rounded twice, they would contradict the prediction's
         others=len(ranked) - len(probable),
         notes=notes,
         warning=warning,

@@ -244,6 +244,15 @@ def test_of_many_classes_the_probable_and_the_gold_one_are_shown(tmp_path):
     assert "43 less probable" in card
 
 
+@pytest.mark.parametrize(("probability", "told"), [(0.996455, "99.6%"), (0.99997, "over 99.9%")])
+def test_a_probability_is_told_alike_in_the_headline_and_in_its_bar(
+    probability: float, told: str, tmp_path: Path
+) -> None:
+    (card,) = page(tmp_path, [attribution("good", probability=probability)]).cards
+    assert card.count(told) == 2
+    assert "100" not in card
+
+
 def test_words_that_are_unknown_are_told_once_and_not_all(tmp_path):
     words = [Word(f"w{i % 7}", i, i + 1, 1.0, unknown=i > 0) for i in range(9)]
     (card,) = to_cards([attribution("w" * 9, words=words)])
