@@ -254,9 +254,10 @@ def check_asked(module: Explainable, texts: Sequence[Text], **of_texts: Sequence
         ConfigError: The module is none, there is one thing in place of a list, or there are more or fewer of something
             than texts.
     """
-    if not isinstance(module, Explainable):
+    if isinstance(module, type) or not isinstance(module, Explainable):
+        got = f"the class {module.__name__}" if isinstance(module, type) else type(module).__name__
         mend = "load one, as by SentimentModule.load_from_checkpoint(FILE)"
-        raise ConfigError(f"expected a module of lit_nlp, got {type(module).__name__}", where="module", mend=mend)
+        raise ConfigError(f"expected a module of lit_nlp, got {got}", where="module", mend=mend)
     check_texts(texts)
     for name, given in of_texts.items():
         if given is None:

@@ -60,8 +60,9 @@ def compare_methods(
         The attributions, method by method, and how the methods compare.
 
     Raises:
-        ConfigError: What was given is no module or no list; a method stands twice, or is unknown; an option is out of
-            range or without a use for any of them; or the module gives numbers, which have no probability.
+        ConfigError: What was given is no module or no list; a method stands twice, is unknown, or comes by itself;
+            an option is out of range or without a use for any of them; or the module gives numbers, which have no
+            probability.
     """
     require_list(methods, "methods")
     if len(set(methods)) < len(methods):
@@ -69,6 +70,8 @@ def compare_methods(
     if not (target is None or (isinstance(target, str) and target != ALL)):
         raise ConfigError("methods are compared on one target", where="target", mend="name one")
     chosen, names = Options(**options), [*(name for name in methods if name != RANDOM), RANDOM]
+    if chosen.method not in (Options.method, *methods):
+        raise ConfigError("no single method where methods are compared", where="method", mend="name it among them")
     known = dict(zip(names, methods_of(names, chosen), strict=True))
     check_asked(module, texts, labels=labels, rationales=rationales)
     with module.attributing():

@@ -71,8 +71,8 @@ def input_x_gradient(batch: Batch, options: Options) -> Credit:
 def integrated_gradients(batch: Batch, options: Options) -> Accounted:
     """Gradients of the score integrated along the line from the baseline's embeddings to the text's.
 
-    Sundararajan et al. 2017, "Axiomatic Attribution for Deep Networks", equation 1, by Gauss-Legendre quadrature over
-    intervals: the trapezoid rule is incomplete in Captum even on a linear model.
+    Sundararajan et al. 2017, "Axiomatic Attribution for Deep Networks", equation 1, with Captum's gradients at points
+    that are chosen by the text: `path.Lines`.
     """
     credit, change = batch.between().integrated(tolerance=options.tolerance, max_points=options.max_steps)
     return batch.per_word(credit), change

@@ -2,17 +2,21 @@
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
+import numpy as np
 import torch
-from captum.attr import IntegratedGradients
-from jaxtyping import Bool, Float, Int
+from captum.attr import Saliency
+from jaxtyping import Float, Int
+from scipy.interpolate import CubicSpline
 from torch import Tensor
 
-# At first each line has so many intervals, and each of these so many Gauss-Legendre points: of those tried, the
-# numbers that took the fewest gradients until fine-tuned encoders' scores added up within 1 %.
-_INTERVALS, _POINTS = 3, 3
-FIRST_POINTS = _INTERVALS * _POINTS
+# So many points are taken of each line at first, evenly; and errors of either sign that cancel out are suffered up to
+# so many times the tolerance. Of those tried, the numbers that took the fewest gradients for words' scores that are as
+# near to those of a thousand points.
+FIRST_POINTS, _UNSIGNED = 8, 5
 
 
 @dataclass(frozen=True)
@@ -32,123 +36,107 @@ class Lines:
     fixed: tuple[Tensor, ...]
     rows: int
 
+    @torch.no_grad()
     def ends(self) -> tuple[Float[Tensor, " texts"], Float[Tensor, " texts"]]:
         """Return the score of each text at the beginning and at the end, in float64."""
-        return self._scored(self.begin, self.fixed), self._scored(self.end, self.fixed)
+        return self._scored(self.begin), self._scored(self.end)
 
     def integrated(
         self, *, tolerance: float, max_points: int
     ) -> tuple[tuple[Float[Tensor, "texts _"], ...], Float[Tensor, " texts"]]:
         """Return the gradient's integral times the way, summed over `hidden`: the credit of each place.
 
-        What the credit of an interval adds up to is known: the score at its end less that at its beginning. Intervals
-        where it is off by more than their share of the tolerance are halved, until all of a text's together are not.
+        A cubic spline through the gradients at some points is integrated from each to the next. What the credit of such
+        an interval adds up to is known: the score at its end less that at its beginning. Those that are most off are
+        halved, until a text's add up.
 
         Args:
-            tolerance: How far the credit may be off, all intervals without their signs, as a share of their change.
+            tolerance: How far the credit may be off, as a share of the change of score.
             max_points: Of a text that has so many, no interval is halved any more.
 
         Returns:
             The credit, and the change of score from the beginning to the end that it should add up to, in float64.
         """
-        some = self._first(ends := self.ends())
-        change = ends[1] - ends[0]
-        allowed = tolerance * change.abs()
-        total = tuple(torch.zeros(each.shape[:2], device=each.device) for each in self.end)
-        accepted = torch.zeros_like(change)
-        tried = torch.zeros(len(change), dtype=torch.long)
-        while True:
-            credit = self._credit(some)
-            sums = torch.stack([each.double().sum(1).cpu() for each in credit]).sum(0)
-            off = (sums - some.change).abs()
-            tried = tried.index_add(0, some.text, torch.ones_like(some.text))
-            whole = accepted.index_add(0, some.text, off) <= allowed
-            done = whole | (tried * _POINTS >= max_points)
-            # Two for one: of those that were tried beyond the first, half stand.
-            standing = (tried + _INTERVALS) / 2
-            within = done[some.text] | (off <= (allowed / standing)[some.text])
-            accepted = accepted.index_add(0, some.text[within], off[within])
-            for of_all, of_some in zip(total, credit, strict=True):
-                of_all.index_add_(0, some.text[within].to(of_all.device), of_some[within].to(of_all))
-            if within.all():
-                return total, change
-            some = self._halved(some.where(~within))
+        curves: dict[int, _Curve] = {}
+        asked = {text: np.linspace(0, 1, FIRST_POINTS) for text in range(len(self.end[0]))}
+        while asked:
+            for text, more in self._looked(asked).items():
+                curves[text] = curves[text].joined(more) if text in curves else more
+            halved = {text: curves[text].to_halve(tolerance, max_points) for text in asked}
+            asked = {text: shares for text, shares in halved.items() if len(shares)}
+        credit = torch.tensor(np.stack([curves[text].pieces.sum(0) for text in sorted(curves)]))
+        change = torch.tensor([curves[text].change for text in sorted(curves)], dtype=torch.double)
+        of_sides = credit.float().to(self.end[0].device).split([each.shape[1] for each in self.end], dim=1)
+        return of_sides, change
 
-    def _first(self, ends: tuple[Float[Tensor, " texts"], Float[Tensor, " texts"]]) -> "_Intervals":
-        """Return the intervals that are tried first."""
-        texts = len(ends[0])
-        inner = torch.linspace(0, 1, _INTERVALS + 1, dtype=torch.double)[1:-1].repeat(texts)
-        scores = self._scores(torch.arange(texts).repeat_interleave(_INTERVALS - 1), inner).view(texts, -1)
-        edges = torch.linspace(0, 1, _INTERVALS + 1, dtype=torch.double).repeat(texts, 1)
-        scores = torch.cat([ends[0].unsqueeze(1), scores, ends[1].unsqueeze(1)], dim=1)
-        text = torch.arange(texts).repeat_interleave(_INTERVALS)
-        sides = (edges[:, :-1], edges[:, 1:], scores[:, :-1], scores[:, 1:])
-        return _Intervals(text, *(side.flatten() for side in sides))
+    def _looked(self, asked: dict[int, np.ndarray]) -> dict[int, "_Curve"]:
+        """Return what there is at some points of some texts' ways."""
+        sizes = [len(shares) for shares in asked.values()]
+        text = torch.tensor(list(asked)).repeat_interleave(torch.tensor(sizes))
+        share = torch.tensor(np.concatenate(list(asked.values())))
+        parts = zip(text.split(self.rows), share.split(self.rows), strict=True)
+        scores, slopes = (torch.cat(found) for found in zip(*(self._look(*part) for part in parts), strict=True))
+        of_texts = zip(asked.items(), scores.split(sizes), slopes.split(sizes), strict=True)
+        return {text: _Curve(shares, own.numpy(), of.numpy()) for (text, shares), own, of in of_texts}
 
-    def _halved(self, some: "_Intervals") -> "_Intervals":
-        middle = (some.low + some.high) / 2
-        score = self._scores(some.text, middle)
-        return _Intervals(
-            some.text.repeat(2),
-            torch.cat([some.low, middle]),
-            torch.cat([middle, some.high]),
-            torch.cat([some.score_low, score]),
-            torch.cat([score, some.score_high]),
-        )
+    def _look(
+        self, text: Int[Tensor, " points"], share: Float[Tensor, " points"]
+    ) -> tuple[Float[Tensor, " points"], Float[Tensor, "points places"]]:
+        """Return the score at points, and how fast each place moves it on, all sides' places in a row; in float64."""
+        scores: list[Tensor] = []
 
-    def _at(self, text: Int[Tensor, " points"], share: Float[Tensor, " points"]) -> tuple[Tensor, ...]:
-        """Return the tensors of texts at shares of their way."""
-        return tuple(
-            torch.lerp(begin[text], end[text], share.to(end).view(-1, 1, 1))
-            for begin, end in zip(self.begin, self.end, strict=True)
-        )
+        def score(*given: Tensor) -> Float[Tensor, " rows"]:
+            scores.append(self.score(*given))
+            return scores[-1]
 
-    def _scores(self, text: Int[Tensor, " points"], share: Float[Tensor, " points"]) -> Float[Tensor, " points"]:
-        """Return the score at each point, in float64."""
-        found = [
-            self._scored(self._at(some, at), tuple(each[some] for each in self.fixed))
-            for some, at in zip(text.split(self.rows), share.split(self.rows), strict=True)
-        ]
-        return torch.cat(found)
+        begin, end, fixed = (tuple(each[text] for each in of) for of in (self.begin, self.end, self.fixed))
+        at = tuple(torch.lerp(*sides, share.to(sides[0]).view(-1, 1, 1)) for sides in zip(begin, end, strict=True))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Input Tensor .* did not already require gradients")
+            gradients = Saliency(score).attribute(at, abs=False, additional_forward_args=fixed)
+        slopes = [((b - a) * slope).float().sum(2) for a, b, slope in zip(begin, end, gradients, strict=True)]
+        return scores[0].detach().cpu().double(), torch.cat(slopes, dim=1).cpu().double()
 
-    @torch.no_grad()
-    def _scored(self, given: tuple[Tensor, ...], fixed: tuple[Tensor, ...]) -> Float[Tensor, " rows"]:
-        return self.score(*given, *fixed).cpu().double()
-
-    def _credit(self, some: "_Intervals") -> tuple[Float[Tensor, "intervals _"], ...]:
-        """Return the credit of each place over each interval, as many of them at once as there is room for."""
-        method, found = IntegratedGradients(self.score), []
-        for part in torch.arange(len(some.text)).split(max(1, self.rows // _POINTS)):
-            text = some.text[part]
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Input Tensor .* did not already require gradients")
-                credit = method.attribute(
-                    self._at(text, some.high[part]),
-                    baselines=self._at(text, some.low[part]),
-                    additional_forward_args=tuple(each[text] for each in self.fixed),
-                    n_steps=_POINTS,
-                    method="gausslegendre",
-                    internal_batch_size=self.rows,
-                )
-            found.append([each.detach().sum(-1) for each in credit])
-        return tuple(torch.cat(each) for each in zip(*found, strict=True))
+    def _scored(self, side: tuple[Tensor, ...]) -> Float[Tensor, " texts"]:
+        return self.score(*side, *self.fixed).cpu().double()
 
 
 @dataclass(frozen=True)
-class _Intervals:
-    """Parts of the way of some texts: where each begins and ends, and the scores there."""
+class _Curve:
+    """What there is at some points of one text's way, which rise: the score, and how fast each place moves it on."""
 
-    text: Int[Tensor, " intervals"]
-    low: Float[Tensor, " intervals"]
-    high: Float[Tensor, " intervals"]
-    score_low: Float[Tensor, " intervals"]
-    score_high: Float[Tensor, " intervals"]
+    shares: Float[np.ndarray, " points"]
+    scores: Float[np.ndarray, " points"]
+    slopes: Float[np.ndarray, "points places"]
 
     @property
-    def change(self) -> Float[Tensor, " intervals"]:
-        """What the credit of each should add up to."""
-        return self.score_high - self.score_low
+    def change(self) -> float:
+        """What the credit should add up to."""
+        return float(self.scores[-1] - self.scores[0])
 
-    def where(self, chosen: Bool[Tensor, " intervals"]) -> "_Intervals":
-        """Return some of them."""
-        return _Intervals(*(getattr(self, each.name)[chosen] for each in fields(self)))
+    @cached_property
+    def pieces(self) -> Float[np.ndarray, "intervals places"]:
+        """The credit of each place from each point to the next; where slopes aren't numbers, it isn't one either."""
+        if not np.isfinite(self.slopes).all():
+            return np.full((len(self.shares) - 1, self.slopes.shape[1]), np.nan)
+        integral: Any = CubicSpline(self.shares, self.slopes).antiderivative()
+        return np.diff(integral(self.shares), axis=0)
+
+    def to_halve(self, tolerance: float, max_points: int) -> Float[np.ndarray, " middles"]:
+        """Return the middles of the intervals that are most off; none, where the credit adds up or can't."""
+        off = self.pieces.sum(1) - np.diff(self.scores)
+        allowed, unsigned = tolerance * abs(self.change), np.abs(off)
+        wrong = abs(off.sum()) > allowed or unsigned.sum() > _UNSIGNED * allowed
+        room = max_points - len(self.shares)
+        if not wrong or room <= 0:
+            return np.empty(0)
+        worst = np.argsort(-unsigned)
+        left = unsigned.sum() - unsigned[worst].cumsum()
+        chosen = worst[: min(room, 1 + int((left > _UNSIGNED * allowed / 2).sum()))]
+        return np.sort(self.shares[chosen] + self.shares[chosen + 1]) / 2
+
+    def joined(self, other: "_Curve") -> "_Curve":
+        """Return all points of both."""
+        order = np.argsort(shares := np.concatenate([self.shares, other.shares]))
+        scores, slopes = np.concatenate([self.scores, other.scores]), np.concatenate([self.slopes, other.slopes])
+        return _Curve(shares[order], scores[order], slopes[order])

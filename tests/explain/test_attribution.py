@@ -645,6 +645,7 @@ def test_a_mistake_is_told(arguments, message):
         ({"labels": 1}, "labels: expected a list of labels, got int"),
         ({"module": None}, "module: expected a module of lit_nlp, got NoneType; load one, as by SentimentModule.load"),
         ({"module": "a/backbone"}, "module: expected a module of lit_nlp, got str"),
+        ({"module": fakes.FakeModule}, "module: expected a module of lit_nlp, got the class FakeModule; load one"),
     ],
 )
 @pytest.mark.parametrize("entry", [attribute, partial(compare_methods, methods=["saliency"])])
@@ -698,10 +699,10 @@ def test_the_module_is_left_as_it_was_also_when_something_fails_inside(fails_at)
 
     module.score = failing
     if fails_at is None:
-        attribute(module, TEXTS)
+        attribute(module, TEXTS, batch_size=4)
     else:
         with pytest.raises(RuntimeError, match="out of memory"):
-            attribute(module, TEXTS)
+            attribute(module, TEXTS, batch_size=4)
     assert traces(module) == before
 
 

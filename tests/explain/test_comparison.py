@@ -67,6 +67,11 @@ def test_a_method_that_stands_twice_is_refused():
         compare_methods(fakes.bag(), TEXTS, ["saliency", "saliency"])
 
 
+def test_a_method_by_itself_beside_those_that_are_compared_is_refused():
+    with pytest.raises(ConfigError, match="method: no single method where methods are compared; name it among them"):
+        compare_methods(fakes.bag(), TEXTS, ["saliency"], method="lime")
+
+
 def test_sensitivity_is_measured_where_it_is_asked_for_and_random_scores_have_much():
     methods = ["integrated_gradients", "saliency", "attention_rollout"]
     _, comparison = compare_methods(fakes.bert(), TEXTS[:2], methods, sensitivity=True)

@@ -45,10 +45,30 @@ def test_a_steep_step_takes_more_points_where_it_is_until_it_adds_up(tolerance: 
     assert FIRST_POINTS < sum(seen) < 120  # evenly spread points would have to be some 200 for the step alone
 
 
+@pytest.mark.parametrize("tolerance", [0.1, 0.01, 0.001])
+def test_errors_that_cancel_out_over_all_places_are_not_left_in_each(tolerance: float):
+    def score(x: torch.Tensor) -> torch.Tensor:
+        up, down, evenly = x[:, :, 0].unbind(1)  # evenly spread points see as much too little of one as of the other
+        return torch.sigmoid(100 * (up - 0.3)) - torch.sigmoid(100 * (down - 0.7)) + 0.5 * evenly
+
+    end = torch.ones(1, 3, 1, dtype=torch.double)
+    way = Lines(score, (torch.zeros_like(end),), (end,), (), rows=64)
+    (credit,), change = way.integrated(tolerance=tolerance, max_points=512)
+    assert abs(credit.sum() - change) <= 1.001 * tolerance * change
+    assert credit[0].tolist() == pytest.approx([1, -1, 0.5], abs=5 * tolerance * float(change))
+
+
+def test_what_is_not_a_number_is_told_and_looked_at_no_more():
+    seen: list[int] = []
+    found = integrated(lines(lambda x: x[:, 0].sum(1).log(), seen=seen))  # minus infinity where the way begins
+    assert found.isnan().all()
+    assert sum(seen) == FIRST_POINTS
+
+
 def test_points_come_to_an_end():
     seen: list[int] = []
     integrated(lines(bump, seen=seen), tolerance=1e-9, max_points=40)
-    assert sum(seen) < 40 + 2 * 18
+    assert sum(seen) == 40
 
 
 def test_no_more_rows_are_scored_at_once_than_there_is_room_for_and_texts_do_not_meet():
