@@ -45,8 +45,8 @@ _HOLDING_OUT = {"seed", "val_fraction", "limit"}
 _WORTH_BFLOAT16 = 1.5
 
 
-# The words that are told of one text.
-_STRONGEST = 6
+# The words that are told of one text, and the rows of a split where a row is none of them.
+_STRONGEST, _SOME_ROWS = 6, 10
 
 # What is chosen among where none is asked for; both run on every machine.
 _PRECISIONS = ("bf16-mixed", "32-true")
@@ -175,7 +175,9 @@ class LitNLPTrainer(Trainer):
         if reference and drawn.given is None:
             raise ConfigError("the texts have no targets to explain", where="explain.reference")
         if png is not None and png not in drawn.rows:
-            raise ConfigError(f"row {png} is none of those that are explained", where="explain.png")
+            some = ", ".join(map(str, drawn.rows[:_SOME_ROWS])) + (", ..." if len(drawn.rows) > _SOME_ROWS else "")
+            problem = f"row {png} is none of those that are explained"
+            raise ConfigError(problem, where="explain.png", mend=f"these are {some}; limit draws more")
         require(text is None or not rationales, "rationales are of rows of a split, not of --text", "explain")
         folder = usable_folder(Path(output or "reports"))
         module: Any = model.to(self.strategy.root_device)
@@ -203,7 +205,7 @@ class LitNLPTrainer(Trainer):
         facts = {
             "Checkpoint": str(ckpt_path),
             "Backbone": model.hparams["backbone"],
-            "Taken from": "the command line" if text else split,
+            "Taken from": "the command line" if text else _source(datamodule, split, drawn),
         }
         page = write_report(
             attributions,
@@ -668,6 +670,12 @@ def _influences(
 
 def _title(model: LightningModule) -> str:
     return f"Why the model decided: {_snake_case(type(model).__name__.removesuffix('Module')).replace('_', ' ')}"
+
+
+def _source(datamodule: LightningDataModule | None, split: Split, drawn: Drawn) -> str:
+    """Return how much of a split was drawn, as a report's readers are told."""
+    total = len(cast(TextDataModule, datamodule).tables[split])
+    return f"{split}, all {total} rows" if len(drawn.rows) == total else f"{split}, {len(drawn.rows)} of {total} rows"
 
 
 def _places(datamodule: LightningDataModule, rows: list[int]) -> str | None:

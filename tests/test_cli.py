@@ -123,7 +123,12 @@ def test_a_row_is_drawn_by_its_number_in_the_split(project: Path, capsys: pytest
     assert Path("reports/sentiment/row-5.png").read_bytes().startswith(b"\x89PNG")
     assert [row["text"] for row in lines("reports/sentiment/attributions.jsonl")] == GOOD + BAD
     assert lit_nlp("explain", "--ckpt_path", checkpoint, *arguments[:-1], "99") == 2
-    assert "explain.png: row 99 is none of those that are explained" in capsys.readouterr().err
+    told = "explain.png: row 99 is none of those that are explained; these are 0, 1, 2, 3, 4, 5, 6, 7; limit draws more"
+    assert told in capsys.readouterr().err
+    assert "test, all 8 rows" in Path("reports/sentiment/index.html").read_text()
+    assert lit_nlp("explain", "--ckpt_path", checkpoint, "--method", "saliency", "--limit", "3") == 0
+    assert "test, 3 of 8 rows" in Path("reports/sentiment/index.html").read_text()
+    capsys.readouterr()
     assert lit_nlp("explain", "--ckpt_path", checkpoint, "--reference", "true") == 2
     assert "outputs: SentimentModule writes nothing" in capsys.readouterr().err
 

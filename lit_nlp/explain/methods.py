@@ -27,7 +27,7 @@ Accounted = tuple[Credit, Float[Tensor, " batch"]]
 
 _FEW_WORDS = 8
 _ORDERS = 50
-_POINTS = 256
+_POINTS, _PARTS = 128, 64
 _OCCLUDED = 2
 
 
@@ -100,18 +100,23 @@ def deep_lift(batch: Batch, options: Options) -> Credit:
 
 
 def gradient_shap(batch: Batch, options: Options) -> Credit:
-    """Gradients at random points between baseline and text, times their difference (Lundberg and Lee 2017)."""
+    """Gradients at random points between baseline and text, times their difference (Lundberg and Lee 2017).
+
+    Points are drawn from each of a number of equal parts of the way, so that they lie evenly but for chance: of points
+    that are drawn from the whole way, many more are needed where the score is steep.
+    """
     found = []
     samples = options.samples or _POINTS
+    parts = min(_PARTS, samples)
     for row in range(len(batch)):
         alone = batch.game(row).readings[0]
-        method = ca.GradientShap(alone.score_at)
-        sizes = [min(batch.rows, samples - done) for done in range(0, samples, batch.rows)]
+        edges = [_between(alone, share) for share in torch.linspace(0, 1, parts + 1).tolist()]
         with _seeded(alone, options.seed):
-            # The points are drawn one after the other, so that they are the same however many go together.
-            means = [_at_embeddings(alone, method, baselines=alone.baselines, n_samples=size)[0] for size in sizes]
-        weights = torch.tensor(sizes, dtype=means[0].dtype, device=means[0].device) / samples
-        found.append(_widened(weights @ torch.stack(means), batch.words))
+            drawn = [
+                _drawn(alone.at(edges[part + 1]), edges[part], samples // parts + (part < samples % parts))
+                for part in range(parts)
+            ]
+        found.append(_widened(torch.stack(drawn).sum(0), batch.words))
     return torch.stack(found)
 
 
@@ -279,6 +284,21 @@ def _at_embeddings(batch: Batch, captum: Any, **options: Any) -> Credit:
         warnings.filterwarnings("ignore", "Input Tensor .* did not already require gradients")
         found = captum.attribute(batch.embeddings, additional_forward_args=batch.fixed, **options)
     return batch.per_word([credit.sum(-1) for credit in found]).detach()
+
+
+def _between(batch: Batch, share: float) -> tuple[Float[Tensor, "batch _ hidden"], ...]:
+    """Return embeddings at a share of the way from the baseline to the text."""
+    return tuple(torch.lerp(*sides, share) for sides in zip(batch.baselines, batch.embeddings, strict=True))
+
+
+def _drawn(batch: Batch, baselines: tuple[Float[Tensor, "batch _ hidden"], ...], samples: int) -> Float[Tensor, " _"]:
+    """Return gradient SHAP's credit of a batch of one, with so many points, as many at once as there is room for."""
+    method = ca.GradientShap(batch.score_at)
+    # The points are drawn one after the other, so that they are the same however many go together.
+    sizes = [min(batch.rows, samples - done) for done in range(0, samples, batch.rows)]
+    means = [_at_embeddings(batch, method, baselines=baselines, n_samples=size)[0] for size in sizes]
+    weights = torch.tensor(sizes, dtype=means[0].dtype, device=means[0].device) / samples
+    return weights @ torch.stack(means)
 
 
 def _of_words(game: Game, captum: Any, **options: Any) -> Float[Tensor, " words"]:

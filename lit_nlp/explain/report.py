@@ -159,11 +159,12 @@ class Push:
 
 @dataclass(frozen=True)
 class Pushes:
-    """The words that raise and lower a target most, of those read at least `least` times."""
+    """The words that raise and lower a target most, of those read at least `least` times; `signed` as in `View`."""
 
     target: str
     texts: int
     least: int
+    signed: bool
     raising: list[Push]
     lowering: list[Push]
 
@@ -298,6 +299,7 @@ def overview(cards: Iterable[Card]) -> list[Pushes]:
     """
     scores: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     texts: dict[str, int] = defaultdict(int)
+    signs: dict[str, bool] = {}
     for card in cards:
         first = {shown.target: shown for shown in reversed(card.views)}
         for target, shown in first.items():
@@ -305,11 +307,13 @@ def overview(cards: Iterable[Card]) -> list[Pushes]:
                 continue
             told = target if shown.kind == "class" else "the answer, by words of the question"
             texts[told] += 1
+            signs[told] = shown.signed
             counted = shown.parts if shown.kind == "class" else shown.parts[:1]
             for part, credits in zip(counted, shown.scores, strict=False):
                 for word, score in zip(card.parts[part].names, credits, strict=True):
                     scores[told][word.casefold()].append(score)
-    return [_pushes(target, texts[target], scores[target]) for target in sorted(texts, key=lambda t: (-texts[t], t))]
+    order = sorted(texts, key=lambda target: (-texts[target], target))
+    return [_pushes(target, texts[target], scores[target], signed=signs[target]) for target in order]
 
 
 def chart(name: str, comparison: Comparison) -> dict[str, Any]:
@@ -536,13 +540,13 @@ def _order(card: Card) -> tuple[int, float, int]:
 # All cards
 
 
-def _pushes(target: str, texts: int, scores: Mapping[str, Sequence[float]]) -> Pushes:
+def _pushes(target: str, texts: int, scores: Mapping[str, Sequence[float]], *, signed: bool) -> Pushes:
     least = 1 + (texts >= 10) + (texts >= 100)
     pushes = [Push(w, math.fsum(s) / len(s), len(s)) for w, s in scores.items() if len(s) >= least]
     pushes.sort(key=lambda push: (-push.mean, push.word))
     raising = [push for push in pushes[:_OVERVIEW_WORDS] if push.mean > 0]
     lowering = [push for push in pushes[::-1][:_OVERVIEW_WORDS] if push.mean < 0]
-    return Pushes(target, texts, least, raising, lowering)
+    return Pushes(target, texts, least, signed, raising, lowering)
 
 
 def _object(attribution: Attribution, influences: Mapping[int, Sequence[Mapping[str, Any]]] | None) -> dict[str, Any]:

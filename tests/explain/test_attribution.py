@@ -233,6 +233,16 @@ def test_sampling_gives_stable_results_without_being_told_how_often():
         assert torch.corrcoef(torch.tensor([scores(one), scores(other)]))[0, 1] > 0.9
 
 
+def test_the_draws_of_gradient_shap_lie_more_evenly_than_by_chance():
+    def error(samples: int) -> float:
+        found = [
+            attribute(fakes.bert(), TEXTS[:2], method="gradient_shap", samples=samples, seed=seed) for seed in range(6)
+        ]
+        return sum(each.convergence_delta**2 for some in found for each in some if each.convergence_delta) ** 0.5
+
+    assert error(4) / error(64) > 10  # of independent draws the error falls with the root of their number: by 4
+
+
 def test_the_draws_of_gradient_shap_do_not_hang_on_the_batch_size():
     module = fakes.bert()
     found = [

@@ -347,6 +347,19 @@ def test_the_heat_map_holds_each_token_by_the_words_read_before_it(tmp_path):
     assert "Die Katze" in html
 
 
+def test_scores_without_a_sign_are_not_told_as_for_or_against(tmp_path: Path):
+    sided = write_report([attribution("a fine film")], tmp_path / "sided", title="t", facts={}).read_text()
+    assert "Speak against it" in sided
+    assert "orange, dash-underlined" in sided
+    words = [Word("fine", 0, 4, 2.0), Word("film", 5, 9, 1.0)]
+    given = [attribution("fine film", words=words, method="saliency")]
+    sideless = write_report(given, tmp_path / "not", title="t", facts={}).read_text()
+    assert "Count most for it" in sideless
+    assert "this method\n    doesn’t say whether it speaks for it or against it" in sideless
+    assert "Speak against it" not in sideless
+    assert "orange, dash-underlined" not in sideless
+
+
 def test_the_overview_holds_the_mean_and_count_of_words_whatever_their_case():
     def text(row: int, *words: tuple[str, float], **changes) -> Attribution:
         whole = " ".join(word for word, _ in words)
