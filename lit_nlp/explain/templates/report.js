@@ -157,9 +157,11 @@ function examples(card) {
       make("p", { class: "text", dir: "auto" }, each.text),
       make("p", { class: "nothing" }, ...(each.label === undefined || each.label === null ? [] : [bdi(String(each.label)), " · "]), bdi(String(each.where ?? ""))))))
     : make("p", { class: "nothing" }, "None"));
-  return folded(card, "examples", `${card.influences.length} training examples that moved this`, false, () => make("div", { class: "columns" },
-    list("Spoke for it", card.influences.filter((each) => each.score > 0), "for"),
-    list("Spoke against it", card.influences.filter((each) => each.score < 0), "against")));
+  return folded(card, "examples", `${card.influences.length} training examples that moved this`, false, () => make("div", {},
+    make("p", { class: "quiet" }, "Examples that the model found hard weigh most, so that the same may stand below many texts."),
+    make("div", { class: "columns" },
+      list("Spoke for it", card.influences.filter((each) => each.score > 0), "for"),
+      list("Spoke against it", card.influences.filter((each) => each.score < 0), "against"))));
 }
 // Something below a summary that is drawn when it is first opened, and stays open when another view is chosen.
 function folded(card, key, summary, open, draw) {
