@@ -59,7 +59,7 @@ class Contract:
 
     def explain(self, module: Any) -> None:
         """Explain `texts` as briefly as can be."""
-        attribute(module, self.texts, max_steps=8)
+        attribute(module, self.texts, max_steps=8, batch_size=4)
 
     @pytest.fixture(params=["bert", "roberta", "llama"])
     def backbone(self, request: pytest.FixtureRequest, tmp_path: Path) -> str:

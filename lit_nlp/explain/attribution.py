@@ -206,8 +206,6 @@ def explanation(
 ) -> tuple[Explanation, tuple[Tensor, ...]]:
     """Return what scores a target's words for any embeddings, and its own embeddings, reading by reading.
 
-    Integrated gradients take the same points each time, so that the scores move with the embeddings alone.
-
     Args:
         module: The module; in `attributing()`.
         target: What is explained.
@@ -221,7 +219,7 @@ def explanation(
     def explain(given: tuple[Tensor, ...], call: int) -> Tensor:
         if method.credit is None:
             return random_scores(len(features), options.seed + call)
-        chosen = replace(options, max_steps=1, seed=options.seed + call)
+        chosen = replace(options, seed=options.seed + call)
         credit = torch.zeros(len(features), dtype=torch.double)
         with torch.enable_grad():
             for i, batch in enumerate(batches):

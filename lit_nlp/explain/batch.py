@@ -182,6 +182,14 @@ class Batch:
             return None
         return Lines(self.score_by([layer]), (begin,), (end,), self.fixed, self.rows)
 
+    @torch.no_grad()
+    def calls(self, layer: nn.Module) -> int:
+        """Return how often a layer is called in one pass."""
+        seen: list[None] = []
+        with _hooked([layer], lambda *_: seen.append(None)):
+            self.module(**self.inputs)
+        return len(seen)
+
     def per_word(self, credits: Sequence[Float[Tensor, "batch _"]]) -> Float[Tensor, "batch words_and_rest"]:
         """Add the credit of tokens up to that of words; in a last column what special tokens have."""
         return torch.stack(list(map(_per_word, credits, self.memberships))).sum(0)
@@ -259,7 +267,12 @@ class Batch:
         with suppress(_AllSeen), _hooked([layer], remember):
             self.score_at(*given, *self.fixed)
         found = seen[0] if seen else None
-        if not isinstance(found, Tensor) or found.shape[:2] != given[half].shape[:2] or not found.requires_grad:
+        if (
+            not isinstance(found, Tensor)
+            or found.ndim != 3
+            or found.shape[:2] != given[half].shape[:2]
+            or not found.requires_grad
+        ):
             return None
         return found.detach()
 

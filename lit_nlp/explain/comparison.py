@@ -67,6 +67,8 @@ def compare_methods(
     require_list(methods, "methods")
     if len(set(methods)) < len(methods):
         raise ConfigError(f"a method stands twice in {', '.join(methods)}", where="methods")
+    if not set(methods) - {RANDOM}:
+        raise ConfigError("there are no methods to compare", where="methods", mend="name one")
     if not (target is None or (isinstance(target, str) and target != ALL)):
         raise ConfigError("methods are compared on one target", where="target", mend="name one")
     chosen, names = Options(**options), [*(name for name in methods if name != RANDOM), RANDOM]

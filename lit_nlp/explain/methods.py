@@ -360,6 +360,10 @@ def _by_layer(batch: Batch, name: str) -> tuple[Lines, int]:
     way = None if half is None else batch.between_outputs(known[name], half)
     if half is None or way is None:
         raise ConfigError(f"{name} doesn't give one vector for each token", where="layer", mend=such)
+    if (calls := batch.calls(known[name])) > 1:
+        raise ConfigError(
+            f"{name} is called {calls} times in a pass", where="layer", mend="name one that is called once"
+        )
     return way, half
 
 

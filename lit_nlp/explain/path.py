@@ -17,6 +17,8 @@ from torch import Tensor
 # so many times the tolerance. Of those tried, the numbers that took the fewest gradients for words' scores that are as
 # near to those of a thousand points.
 FIRST_POINTS, _UNSIGNED = 8, 5
+# The least part of a way that is halved: float32 knows little between the ends of a smaller one.
+_NARROWEST = 2.0**-20
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,12 @@ class Lines:
 
         A cubic spline through the gradients at some points is integrated from each to the next. What the credit of such
         an interval adds up to is known: the score at its end less that at its beginning. Those that are most off are
-        halved, until a text's add up.
+        halved, until all of a text together are off by no more than the tolerance, and by a few times as much where
+        none makes up for another. Errors of places that make up for one another within an interval aren't seen.
 
         Args:
             tolerance: How far the credit may be off, as a share of the change of score.
-            max_points: Of a text that has so many, no interval is halved any more.
+            max_points: Of a text that has so many, no interval is halved any more; all have the first 8.
 
         Returns:
             The credit, and the change of score from the beginning to the end that it should add up to, in float64.
@@ -66,8 +69,13 @@ class Lines:
             asked = {text: shares for text, shares in halved.items() if len(shares)}
         credit = torch.tensor(np.stack([curves[text].pieces.sum(0) for text in sorted(curves)]))
         change = torch.tensor([curves[text].change for text in sorted(curves)], dtype=torch.double)
-        of_sides = credit.float().to(self.end[0].device).split([each.shape[1] for each in self.end], dim=1)
+        of_sides = credit.to(self.end[0].device, self._precise).split([each.shape[1] for each in self.end], dim=1)
         return of_sides, change
+
+    @property
+    def _precise(self) -> torch.dtype:
+        """Half precision's sums and shares of a way are taken in float32."""
+        return torch.promote_types(self.end[0].dtype, torch.float32)
 
     def _looked(self, asked: dict[int, np.ndarray]) -> dict[int, "_Curve"]:
         """Return what there is at some points of some texts' ways."""
@@ -89,12 +97,15 @@ class Lines:
             scores.append(self.score(*given))
             return scores[-1]
 
-        begin, end, fixed = (tuple(each[text] for each in of) for of in (self.begin, self.end, self.fixed))
-        at = tuple(torch.lerp(*sides, share.to(sides[0]).view(-1, 1, 1)) for sides in zip(begin, end, strict=True))
+        begin, end = (tuple(each[text].to(self._precise) for each in side) for side in (self.begin, self.end))
+        fixed = tuple(each[text] for each in self.fixed)
+        at = tuple(
+            torch.lerp(a, b, share.to(a).view(-1, 1, 1)).to(self.end[0].dtype) for a, b in zip(begin, end, strict=True)
+        )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Input Tensor .* did not already require gradients")
             gradients = Saliency(score).attribute(at, abs=False, additional_forward_args=fixed)
-        slopes = [((b - a) * slope).float().sum(2) for a, b, slope in zip(begin, end, gradients, strict=True)]
+        slopes = [((b - a) * slope).sum(2) for a, b, slope in zip(begin, end, gradients, strict=True)]
         return scores[0].detach().cpu().double(), torch.cat(slopes, dim=1).cpu().double()
 
     def _scored(self, side: tuple[Tensor, ...]) -> Float[Tensor, " texts"]:
@@ -124,14 +135,17 @@ class _Curve:
 
     def to_halve(self, tolerance: float, max_points: int) -> Float[np.ndarray, " middles"]:
         """Return the middles of the intervals that are most off; none, where the credit adds up or can't."""
+        if not np.isfinite(self.scores).all():
+            return np.empty(0)
         off = self.pieces.sum(1) - np.diff(self.scores)
         allowed, unsigned = tolerance * abs(self.change), np.abs(off)
         wrong = abs(off.sum()) > allowed or unsigned.sum() > _UNSIGNED * allowed
+        mendable = np.where(np.diff(self.shares) > _NARROWEST, unsigned, 0)
         room = max_points - len(self.shares)
-        if not wrong or room <= 0:
+        if not wrong or room <= 0 or mendable.sum() <= allowed:
             return np.empty(0)
-        worst = np.argsort(-unsigned)
-        left = unsigned.sum() - unsigned[worst].cumsum()
+        worst = np.argsort(-mendable, kind="stable")
+        left = mendable.sum() - mendable[worst].cumsum()
         chosen = worst[: min(room, 1 + int((left > _UNSIGNED * allowed / 2).sum()))]
         return np.sort(self.shares[chosen] + self.shares[chosen + 1]) / 2
 

@@ -439,7 +439,7 @@ def _view(each: Attribution, parts: list[int], starts: Sequence[int], place: int
     if unknown := list(dict.fromkeys(word.text for word in each.words + each.pair_words if word.unknown)):
         more = f" and {len(unknown) - _UNKNOWN} more" if len(unknown) > _UNKNOWN else ""
         some = ", ".join(unknown[:_UNKNOWN])
-        notes.append(f"Unknown to the model’s vocabulary, and so all the same to it: {some}{more}.")
+        notes.append(f"Read in whole or in part as the unknown token, whatever they say: {some}{more}.")
     return View(
         target=each.target,
         method=each.method,

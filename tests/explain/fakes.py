@@ -11,6 +11,8 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 from transformers import (
+    AlbertConfig,
+    AlbertForSequenceClassification,
     BartConfig,
     BartForSequenceClassification,
     BertConfig,
@@ -214,6 +216,13 @@ def interactions(**options) -> FakeModule:
 def bert(**options) -> FakeModule:
     torch.manual_seed(0)
     model = BertForSequenceClassification(BertConfig(**_SIZES, **_ENCODER, initializer_range=0.5))
+    return FakeModule(model, [model.get_input_embeddings()], **options)
+
+
+def albert(**options) -> FakeModule:
+    torch.manual_seed(0)
+    config = AlbertConfig(**_SIZES, **_ENCODER, embedding_size=8, initializer_range=0.5)  # its layers are one
+    model = AlbertForSequenceClassification(config)
     return FakeModule(model, [model.get_input_embeddings()], **options)
 
 

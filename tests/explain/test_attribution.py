@@ -361,6 +361,18 @@ def test_a_layer_without_a_vector_for_each_token_is_refused(layer: str):
     assert traces(module) == before
 
 
+def test_as_many_numbers_as_there_are_tokens_are_no_vector_for_each():
+    text = "the film is very good . the film is very good . a film"  # 16 tokens, as many as the pooled vector is wide
+    with pytest.raises(ConfigError, match=r"model\.bert\.pooler doesn't give one vector for each token"):
+        attribute(fakes.bert(), [text], method="layer_integrated_gradients", layer="model.bert.pooler")
+
+
+def test_a_layer_that_is_called_more_than_once_is_refused():
+    layer = "model.albert.encoder.albert_layer_groups.0.albert_layers.0"
+    with pytest.raises(ConfigError, match="is called 2 times in a pass; name one that is called once"):
+        attribute(fakes.albert(), TEXTS[:1], method="layer_integrated_gradients", layer=layer)
+
+
 @pytest.mark.parametrize(
     ("make", "layer"),
     [(fakes.bert, "model.bert.encoder.layer.0"), (fakes.bart, "model.model.decoder.layers.0.encoder_attn")],
@@ -373,7 +385,7 @@ def test_a_layer_is_known_to_fit_by_the_passes_that_find_the_ends_of_its_way(mak
         assert (len(batch.embeddings), len(batch.baselines)) == (len(module.layers),) * 2
         module.rows = 0
         way, half = _by_layer(batch, layer)
-    assert module.rows == 2
+    assert module.rows == 3  # two that go as far as the layer, and one that counts its calls
     assert half == len(module.layers) - 1
     assert not torch.equal(way.begin[0], way.end[0])
 

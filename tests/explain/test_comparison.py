@@ -67,6 +67,12 @@ def test_a_method_that_stands_twice_is_refused():
         compare_methods(fakes.bag(), TEXTS, ["saliency", "saliency"])
 
 
+@pytest.mark.parametrize("methods", [[], ["random"]])
+def test_there_must_be_methods_to_compare(methods: list[str]):
+    with pytest.raises(ConfigError, match="methods: there are no methods to compare; name one"):
+        compare_methods(fakes.bag(), TEXTS, methods)
+
+
 def test_a_method_by_itself_beside_those_that_are_compared_is_refused():
     with pytest.raises(ConfigError, match="method: no single method where methods are compared; name it among them"):
         compare_methods(fakes.bag(), TEXTS, ["saliency"], method="lime")

@@ -46,7 +46,7 @@ def test_a_steep_step_takes_more_points_where_it_is_until_it_adds_up(tolerance: 
 
 
 @pytest.mark.parametrize("tolerance", [0.1, 0.01, 0.001])
-def test_errors_that_cancel_out_over_all_places_are_not_left_in_each(tolerance: float):
+def test_errors_of_intervals_that_cancel_out_are_not_left_in_places(tolerance: float):
     def score(x: torch.Tensor) -> torch.Tensor:
         up, down, evenly = x[:, :, 0].unbind(1)  # evenly spread points see as much too little of one as of the other
         return torch.sigmoid(100 * (up - 0.3)) - torch.sigmoid(100 * (down - 0.7)) + 0.5 * evenly
@@ -56,6 +56,24 @@ def test_errors_that_cancel_out_over_all_places_are_not_left_in_each(tolerance: 
     (credit,), change = way.integrated(tolerance=tolerance, max_points=512)
     assert abs(credit.sum() - change) <= 1.001 * tolerance * change
     assert credit[0].tolist() == pytest.approx([1, -1, 0.5], abs=5 * tolerance * float(change))
+
+
+def test_a_jump_is_looked_into_no_further_than_numbers_go():
+    def score(x: torch.Tensor) -> torch.Tensor:
+        return (x[:, 0, 0] > 0.3).to(x) + 0.5 * x[:, 0, 0]
+
+    end = torch.ones(1, 1, 1)
+    (credit,), change = Lines(score, (0 * end,), (end,), (), rows=64).integrated(tolerance=0.01, max_points=512)
+    assert change.item() == 1.5
+    assert credit.item() == pytest.approx(0.5)  # no gradient tells of the jump, and so the credit doesn't add up
+
+
+def test_half_precision_is_added_up_in_float32():
+    end = torch.full((1, 1, 2), 300.0, dtype=torch.half)
+    way = Lines(lambda x: x[:, 0].float().square().sum(1), (0 * end,), (end,), (), rows=64)
+    (credit,), change = way.integrated(tolerance=0.01, max_points=512)
+    assert change.item() == 180000
+    assert credit.item() == pytest.approx(180000, rel=0.01)
 
 
 def test_what_is_not_a_number_is_told_and_looked_at_no_more():

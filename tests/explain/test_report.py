@@ -257,14 +257,14 @@ def test_words_that_are_unknown_are_told_once_and_not_all(tmp_path):
     words = [Word(f"w{i % 7}", i, i + 1, 1.0, unknown=i > 0) for i in range(9)]
     (card,) = to_cards([attribution("w" * 9, words=words)])
     assert card.views[0].notes[-1] == (
-        "Unknown to the model’s vocabulary, and so all the same to it: w1, w2, w3, w4, w5 and 2 more."
+        "Read in whole or in part as the unknown token, whatever they say: w1, w2, w3, w4, w5 and 2 more."
     )
     (card,) = to_cards([attribution("good")])
     assert "nknown" not in " ".join(card.views[0].notes)
     page = write_report(
         [attribution("<b>", words=[Word("<b>", 0, 3, 1.0, unknown=True)])], tmp_path, title="t", facts={}
     )
-    assert "all the same to it: &lt;b&gt;." in page.read_text("utf-8")
+    assert "whatever they say: &lt;b&gt;." in page.read_text("utf-8")
     (row,) = (tmp_path / "attributions.jsonl").read_text().splitlines()
     assert json.loads(row)["words"][0]["unknown"] is True
 
