@@ -15,7 +15,7 @@ from torch import Tensor
 
 # So many points are taken of each line at first, evenly; and errors of either sign that cancel out are suffered up to
 # so many times the tolerance. Of those tried, the numbers that took the fewest gradients for words' scores that are as
-# near to those of a thousand points.
+# near to those of 256 points.
 FIRST_POINTS, _UNSIGNED = 8, 5
 # The least part of a way that is halved: float32 knows little between the ends of a smaller one.
 _NARROWEST = 2.0**-20
