@@ -187,10 +187,7 @@ class LitNLPTrainer(Trainer):
         if methods:
             names = [each.strip() for each in methods.split(",")] if isinstance(methods, str) else methods
             names = [each for each in names if each]
-            marked = None
-            if rationales:
-                total = len(cast(TextDataModule, datamodule).tables[split])
-                marked = read_rationales(rationales, drawn.rows, total=total)
+            marked = read_rationales(rationales, drawn.rows, total=drawn.total) if rationales else None
             attributions, comparison = compare_methods(
                 module, drawn.texts, names, sensitivity=sensitivity, rationales=marked, **asked
             )
@@ -205,7 +202,7 @@ class LitNLPTrainer(Trainer):
         facts = {
             "Checkpoint": str(ckpt_path),
             "Backbone": model.hparams["backbone"],
-            "Taken from": "the command line" if text else _source(datamodule, split, drawn),
+            "Taken from": "the command line" if text else f"{split}, {_share(drawn)}",
         }
         page = write_report(
             attributions,
@@ -229,7 +226,7 @@ class LitNLPTrainer(Trainer):
         if (text is not None and not text.strip()) or (text is None and text_pair is not None):
             raise ConfigError("there is no text", where="explain", mend="give --text 'something to explain'")
         if text is not None:
-            return Drawn([text if text_pair is None else (text, text_pair)], None, [0])
+            return Drawn([text if text_pair is None else (text, text_pair)], None, [0], 1)
         if not isinstance(datamodule, TextDataModule):
             raise ConfigError("explain needs texts", mend="give --text or a data module of lit_nlp")
         return datamodule.drawn(split, limit)
@@ -672,10 +669,10 @@ def _title(model: LightningModule) -> str:
     return f"Why the model decided: {_snake_case(type(model).__name__.removesuffix('Module')).replace('_', ' ')}"
 
 
-def _source(datamodule: LightningDataModule | None, split: Split, drawn: Drawn) -> str:
+def _share(drawn: Drawn) -> str:
     """Return how much of a split was drawn, as a report's readers are told."""
-    total = len(cast(TextDataModule, datamodule).tables[split])
-    return f"{split}, all {total} rows" if len(drawn.rows) == total else f"{split}, {len(drawn.rows)} of {total} rows"
+    rows = len(drawn.rows)
+    return f"all {rows} rows" if rows == drawn.total else f"{rows} of {drawn.total} rows"
 
 
 def _places(datamodule: LightningDataModule, rows: list[int]) -> str | None:

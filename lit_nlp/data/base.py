@@ -51,11 +51,13 @@ class Drawn(NamedTuple):
         texts: As the module's `predict_texts` takes them.
         given: What the data says of each; None where it says nothing.
         rows: Their numbers.
+        total: How many rows the split has.
     """
 
     texts: list[Text]
     given: list[Any] | None
     rows: list[int]
+    total: int
 
 
 class TextDataModule(LightningDataModule):
@@ -283,7 +285,7 @@ class TextDataModule(LightningDataModule):
         if beyond:
             raise ConfigError(f"{split} has rows 0 to {len(table) - 1}, but no row {beyond[0]}", where=f"data.{split}")
         some = table[numbers]
-        return Drawn(self.texts_of(some), self.given_of(some), numbers)
+        return Drawn(self.texts_of(some), self.given_of(some), numbers, len(table))
 
     def _needed(self) -> tuple[Split, ...]:
         if self.trainer is not None and self.trainer.state.fn is not None:

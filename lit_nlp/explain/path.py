@@ -63,12 +63,12 @@ class Lines:
         curves: dict[int, _Curve] = {}
         asked = {text: np.linspace(0, 1, FIRST_POINTS) for text in range(len(self.end[0]))}
         while asked:
-            for text, more in self._looked(asked).items():
+            for text, more in self._sampled(asked).items():
                 curves[text] = curves[text].joined(more) if text in curves else more
             halved = {text: curves[text].to_halve(tolerance, max_points) for text in asked}
             asked = {text: shares for text, shares in halved.items() if len(shares)}
-        credit = torch.tensor(np.stack([curves[text].pieces.sum(0) for text in sorted(curves)]))
-        change = torch.tensor([curves[text].change for text in sorted(curves)], dtype=torch.double)
+        credit = torch.tensor(np.stack([curve.pieces.sum(0) for curve in curves.values()]))
+        change = torch.tensor([curve.change for curve in curves.values()], dtype=torch.double)
         of_sides = credit.to(self.end[0].device, self._precise).split([each.shape[1] for each in self.end], dim=1)
         return of_sides, change
 
@@ -77,7 +77,7 @@ class Lines:
         """Half precision's sums and shares of a way are taken in float32."""
         return torch.promote_types(self.end[0].dtype, torch.float32)
 
-    def _looked(self, asked: dict[int, np.ndarray]) -> dict[int, "_Curve"]:
+    def _sampled(self, asked: dict[int, np.ndarray]) -> dict[int, "_Curve"]:
         """Return what there is at some points of some texts' ways."""
         sizes = [len(shares) for shares in asked.values()]
         text = torch.tensor(list(asked)).repeat_interleave(torch.tensor(sizes))
