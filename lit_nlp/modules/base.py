@@ -103,7 +103,7 @@ class TransformerModule(LightningModule):
         if freeze:
             freeze_parameters(self.model, freeze)
         if gradient_checkpointing:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            self.model.activation_checkpointing_enable({"use_reentrant": False})
         self._rows_since_update: list[int] = []
         self._rng_to_restore: dict[str, Any] | None = None
 

@@ -18,6 +18,7 @@ from lit_nlp.errors import ConfigError, known_name, require
 from lit_nlp.files import json_lines
 from lit_nlp.metrics.calibration import CalibrationError
 from lit_nlp.modules.base import Batch, EvaluationSplit, Files, TransformerModule, as_json, refuse_outputs
+from lit_nlp.modules.first_token import first_token_only
 from lit_nlp.modules.heads import linear_layers, read_by
 from lit_nlp.targets import RUNNER_UP, AttributionTarget, Label, Place, Reading
 from lit_nlp.tokenization import Encoded, Text, Tokens, by_length, check_texts, encode
@@ -154,7 +155,8 @@ class TextClassificationModule(TransformerModule):
 
     def forward(self, **inputs: Int[Tensor, "sequences sequence"]) -> Float[Tensor, "sequences classes"]:
         """Return the logits of each sequence."""
-        return cast(Tensor, self.model(**inputs).logits)
+        with first_token_only(self.model):
+            return cast(Tensor, self.model(**inputs).logits)
 
     def forward_batch(self, batch: Batch) -> Float[Tensor, "rows classes"]:
         """Return the logits of each row, in float32."""
