@@ -85,7 +85,8 @@ class Lines:
         parts = zip(text.split(self.rows), share.split(self.rows), strict=True)
         scores, slopes = (torch.cat(found) for found in zip(*(self._look(*part) for part in parts), strict=True))
         of_texts = zip(asked.items(), scores.split(sizes), slopes.split(sizes), strict=True)
-        return {text: _Curve(shares, own.numpy(), of.numpy()) for (text, shares), own, of in of_texts}
+        rounding = torch.finfo(self.end[0].dtype).eps
+        return {text: _Curve(shares, own.numpy(), of.numpy(), rounding) for (text, shares), own, of in of_texts}
 
     def _look(
         self, text: Int[Tensor, " points"], share: Float[Tensor, " points"]
@@ -114,11 +115,16 @@ class Lines:
 
 @dataclass(frozen=True)
 class _Curve:
-    """What there is at some points of one text's way, which rise: the score, and how fast each place moves it on."""
+    """What there is at some points of one text's way, which rise: the score, and how fast each place moves it on.
+
+    Each score is rounded by up to half of the share `rounding` of itself: an interval between two of them that is off
+    by no more than that isn't halved.
+    """
 
     shares: Float[np.ndarray, " points"]
     scores: Float[np.ndarray, " points"]
     slopes: Float[np.ndarray, "points places"]
+    rounding: float
 
     @property
     def change(self) -> float:
@@ -140,7 +146,8 @@ class _Curve:
         off = self.pieces.sum(1) - np.diff(self.scores)
         allowed, unsigned = tolerance * abs(self.change), np.abs(off)
         wrong = abs(off.sum()) > allowed or unsigned.sum() > _UNSIGNED * allowed
-        mendable = np.where(np.diff(self.shares) > _NARROWEST, unsigned, 0)
+        rounded = self.rounding * np.abs(self.scores).max()
+        mendable = np.where((np.diff(self.shares) > _NARROWEST) & (unsigned > rounded), unsigned, 0)
         room = max_points - len(self.shares)
         if not wrong or room <= 0 or mendable.sum() <= allowed:
             return np.empty(0)
@@ -153,4 +160,4 @@ class _Curve:
         """Return all points of both."""
         order = np.argsort(shares := np.concatenate([self.shares, other.shares]))
         scores, slopes = np.concatenate([self.scores, other.scores]), np.concatenate([self.slopes, other.slopes])
-        return _Curve(shares[order], scores[order], slopes[order])
+        return _Curve(shares[order], scores[order], slopes[order], self.rounding)

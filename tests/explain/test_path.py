@@ -76,6 +76,25 @@ def test_half_precision_is_added_up_in_float32():
     assert credit.item() == pytest.approx(180000, rel=0.01)
 
 
+@pytest.mark.parametrize(("dtype", "points"), [(torch.bfloat16, 64), (torch.float32, 50)])
+def test_what_is_lost_in_rounding_is_not_looked_for(dtype: torch.dtype, points: int):
+    seen: list[int] = []
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(16, 32, generator=generator).bfloat16()
+
+    def score(x: torch.Tensor) -> torch.Tensor:
+        if x.requires_grad:
+            seen.append(len(x))
+        return 3 + torch.tanh(4 * torch.tanh(x @ weight.to(x)).sum(2)).sum(1)
+
+    end = torch.randn(1, 6, 16, generator=generator).to(dtype)
+    (credit,), _ = Lines(score, (0 * end,), (end,), (), rows=64).integrated(tolerance=0.01, max_points=512)
+    assert sum(seen) < points
+    exact = end.double()
+    (expected,), _ = Lines(score, (0 * exact,), (exact,), (), rows=64).integrated(tolerance=1e-4, max_points=512)
+    torch.testing.assert_close(credit.double(), expected.double(), rtol=0, atol=0.1)
+
+
 def test_what_is_not_a_number_is_told_and_looked_at_no_more():
     seen: list[int] = []
     found = integrated(lines(lambda x: x[:, 0].sum(1).log(), seen=seen))  # minus infinity where the way begins
