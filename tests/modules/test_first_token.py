@@ -1,10 +1,9 @@
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
+from lit_nlp import SentimentModule
 from lit_nlp.modules.first_token import first_token_only
 
 SIZES = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_labels": 3}
@@ -12,9 +11,8 @@ CUT = ["bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "r
 WHOLE = ["albert", "gpt2", "modernbert", "mpnet"]
 
 
-def classifier(kind: str, **arguments: Any) -> PreTrainedModel:
-    config = AutoConfig.for_model(kind, **SIZES, intermediate_size=24, pad_token_id=1, **arguments)
-    config.classifier_dropout = 0.0
+def classifier(kind: str) -> PreTrainedModel:
+    config = AutoConfig.for_model(kind, **SIZES, intermediate_size=24, pad_token_id=1)
     torch.manual_seed(0)
     return AutoModelForSequenceClassification.from_config(config).eval()
 
@@ -31,11 +29,10 @@ def gradients(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def widths(model: PreTrainedModel) -> list[int]:
-    """Return how many tokens each normalisation of a three-dimensional tensor wrote, in their order."""
+    """Return how many tokens each normalisation reads, in their order."""
     seen: list[int] = []
-    forwards = [part for part in model.modules() if type(part).__name__.endswith("LayerNorm")]
-    # A hook before a part is none that looks at what comes out.
-    hooks = [part.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[1])) for part in forwards]
+    norms = [part for part in model.modules() if type(part).__name__.endswith("LayerNorm")]
+    hooks = [part.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[1])) for part in norms]
     model(**inputs())
     for hook in hooks:
         hook.remove()
@@ -63,6 +60,13 @@ def test_of_other_architectures_all_tokens_are_run(kind: str) -> None:
         assert min(widths(model)) == 5
 
 
+def test_a_module_runs_its_last_layer_so(bert: str) -> None:
+    module, seen = SentimentModule(bert), []
+    module.model.bert.encoder.layer[-1].output.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape))
+    module.predict_texts(["a film", "a film that is long"])
+    assert [shape[:2] for shape in seen] == [(2, 1)]
+
+
 @pytest.mark.parametrize("name", ["base_model", "base_model.encoder", "base_model.encoder.layer.1.intermediate.dense"])
 def test_who_looks_on_sees_all_tokens(name: str) -> None:
     model, seen = classifier("bert"), []
@@ -78,7 +82,6 @@ def test_gradient_checkpointing_runs_all_tokens_again() -> None:
     for part in model.modules():
         if isinstance(part, torch.nn.Dropout):
             part.p = 0.0
-    model.config.attention_probs_dropout_prob = 0.0
     slopes = gradients(model)
     model.activation_checkpointing_enable({"use_reentrant": False})
     with first_token_only(model):
