@@ -37,11 +37,8 @@ def first_token_only(model: PreTrainedModel) -> Iterator[None]:
     if behind is None:
         yield
         return
-    cut = behind.register_forward_pre_hook(lambda _, given: tuple(tokens[:, :1] for tokens in given))
-    try:
+    with behind.register_forward_pre_hook(lambda _, given: tuple(tokens[:, :1] for tokens in given)):
         yield
-    finally:
-        cut.remove()
 
 
 def _behind_attention(model: PreTrainedModel) -> nn.Module | None:

@@ -39,11 +39,8 @@ def read_by(
         calls.append((read[0].detach(), written.detach().requires_grad_()))
         return calls[-1][1]
 
-    hook = layer.register_forward_hook(cut)
-    try:
+    with layer.register_forward_hook(cut):
         logits = run()
-    finally:
-        hook.remove()
     if len(calls) != 1 or not logits.requires_grad:
         return None
     read, written = calls[0]

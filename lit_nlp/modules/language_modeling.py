@@ -314,8 +314,5 @@ def _parts(batch: Batch, sequences: int) -> Iterator[dict[str, Tensor]]:
 @contextmanager
 def _only_at(places: Bool[Tensor, "batch sequence"], head: nn.Module) -> Iterator[None]:
     """Let the head see the chosen places alone: of a masked language model's, six in seven would be for nothing."""
-    hook = head.register_forward_pre_hook(lambda _, given: (given[0][places], *given[1:]))
-    try:
+    with head.register_forward_pre_hook(lambda _, given: (given[0][places], *given[1:])):
         yield
-    finally:
-        hook.remove()
