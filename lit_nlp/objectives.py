@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lit_nlp.errors import BackboneError, require
-from lit_nlp.tokenization import IGNORED, Tokens
+from lit_nlp.tokenization import IGNORED, Tokens, padded
 
 Objective = Literal["masked", "causal", "denoising"]
 
@@ -169,15 +169,15 @@ class Examples:
         """
         ids = [example["input_ids"] for example in examples]
         batch = {
-            "input_ids": _padded(ids, int(self.tokenizer.pad_token_id)),
-            "labels": _padded([example["labels"] for example in examples], IGNORED),
+            "input_ids": padded(ids, int(self.tokenizer.pad_token_id)),
+            "labels": padded([example["labels"] for example in examples], IGNORED),
             "length": torch.tensor([len(tokens) for tokens in ids]),
         }
         if self.objective == "causal":
-            return batch | {"position_ids": _padded([example["position_ids"] for example in examples], 0)}
+            return batch | {"position_ids": padded([example["position_ids"] for example in examples], 0)}
         if self.objective == "denoising":
             batch["length"] += (batch["labels"] != IGNORED).sum(1)
-        return batch | {"attention_mask": _padded([[1] * len(tokens) for tokens in ids], 0)}
+        return batch | {"attention_mask": padded([[1] * len(tokens) for tokens in ids], 0)}
 
     @property
     def _mask_id(self) -> int:
@@ -383,8 +383,3 @@ def _around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     text = [place for place, special in enumerate(encoding["special_tokens_mask"]) if not special]
     ids: list[int] = encoding["input_ids"]
     return ids[: text[0]], ids[text[-1] + 1 :]
-
-
-def _padded(rows: Sequence[list[int]], value: int) -> Int[Tensor, "batch sequence"]:
-    longest = max(map(len, rows))
-    return torch.tensor([row + [value] * (longest - len(row)) for row in rows])

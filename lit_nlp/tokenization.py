@@ -6,12 +6,15 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from tokenizers import Encoding
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from lit_nlp.errors import BackboneError, ConfigError, DataError, require_list
@@ -304,11 +307,33 @@ def by_length(lengths: Iterable[int], batch_size: int) -> Iterator[list[int]]:
 
 def pad(sequences: Sequence[Tokens], pad_token_id: int) -> dict[str, Int[Tensor, "batch sequence"]]:
     """Pad sequences on the right to the longest, and add the attention mask that tells text from padding."""
-    longest = max(len(tokens["input_ids"]) for tokens in sequences)
-    padding = {"input_ids": pad_token_id, "token_type_ids": 0}
-    batch = {
-        name: torch.tensor([tokens[name] + [padding[name]] * (longest - len(tokens[name])) for tokens in sequences])
-        for name in sequences[0]
-    }
-    mask = [[1] * len(tokens["input_ids"]) + [0] * (longest - len(tokens["input_ids"])) for tokens in sequences]
-    return batch | {"attention_mask": torch.tensor(mask)}
+    values = {"input_ids": pad_token_id, "token_type_ids": 0}
+    batch = {name: padded([tokens[name] for tokens in sequences], values[name]) for name in sequences[0]}
+    return batch | {"attention_mask": padded([[1] * len(tokens["input_ids"]) for tokens in sequences], 0)}
+
+
+def widened(batch: Mapping[str, Any], pad_token_id: int, max_length: int) -> dict[str, Any]:
+    """Pad the sequences of a batch further, to one of eight widths between a power of two and the next.
+
+    Args:
+        batch: What `pad` made, with `labels` for each token or none such.
+        pad_token_id: The id that fills `input_ids`.
+        max_length: Tokens that a sequence may have.
+    """
+    values = {"input_ids": pad_token_id, "token_type_ids": 0, "attention_mask": 0, "position_ids": 0, "labels": IGNORED}
+    wider = dict(batch)
+    for name in values.keys() & batch.keys():
+        if batch[name].ndim == 2 and not batch[name].is_floating_point():
+            width = batch[name].shape[1]
+            missing = -width % max(8, (1 << (width - 1).bit_length()) // 16)
+            wider[name] = F.pad(batch[name], (0, min(missing, max(0, max_length - width))), value=values[name])
+    return wider
+
+
+def padded(rows: Sequence[Sequence[int]], value: int) -> Int[Tensor, "batch sequence"]:
+    """Return rows of numbers as a tensor, filled on the right with a value up to the longest."""
+    lengths = np.array(list(map(len, rows)))
+    filled = np.full((len(rows), lengths.max()), value)
+    # A tensor that is made of lists of lists takes several times as long.
+    filled[np.arange(lengths.max()) < lengths[:, None]] = list(chain.from_iterable(rows))
+    return torch.from_numpy(filled)

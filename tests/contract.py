@@ -15,7 +15,7 @@ from torch import Tensor
 from lit_nlp.data.base import TextDataModule
 from lit_nlp.explain import attribute
 from lit_nlp.modules.base import TransformerModule
-from lit_nlp.tokenization import Text
+from lit_nlp.tokenization import Text, widened
 
 
 def plain_trainer(**arguments: Any) -> Trainer:
@@ -132,6 +132,21 @@ class Contract:
             alone = rows_of(datamodule, [row])
             torch.testing.assert_close(outputs(task, alone)[0], together[row], rtol=1e-5, atol=1e-6)
             torch.testing.assert_close(task.row_losses(outputs(task, alone), alone)[0], losses[row])
+
+    def test_a_widened_batch_has_the_same_loss_and_gradient(
+        self, task: TransformerModule, datamodule: TextDataModule
+    ) -> None:
+        datamodule.setup("fit")
+        batch = rows_of(datamodule, [len(datamodule.tables["val"]) - 1])
+        wider = widened(batch, task.baseline_id, max_length=10_000)
+        task.eval().training = True  # as in a training step, but without dropout
+        found = []
+        for each in (batch, wider):
+            task.zero_grad()
+            losses = task.row_losses(task.forward_batch(each), each)
+            losses.sum().backward()
+            found.append((losses, {name: each.grad for name, each in task.named_parameters()}))
+        torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
 
     def test_the_score_is_differentiable_to_the_embeddings(
         self, task: TransformerModule, datamodule: TextDataModule

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_nlp.errors import ConfigError
 from lit_nlp.pretrained import load_tokenizer
-from lit_nlp.tokenization import Encoded, by_length, encode, pad, resolve_max_length
+from lit_nlp.tokenization import IGNORED, Encoded, by_length, encode, pad, resolve_max_length, widened
 
 LONG = "the acting is good but the story is bad, dull and far too long to be any fun"
 SHORT = "a warm and moving film"
@@ -255,6 +255,26 @@ def test_the_padding_of_a_pair_is_of_token_type_zero(tokenizer: PreTrainedTokeni
 
 def test_sequences_of_one_length_need_no_padding(tokenizer: PreTrainedTokenizerBase) -> None:
     assert pad(encode(tokenizer, [SHORT, SHORT], max_length=64).sequences, 0)["attention_mask"].all()
+
+
+@pytest.mark.parametrize(
+    ("width", "wider"),
+    [(1, 8), (8, 8), (9, 16), (127, 128), (128, 128), (129, 144), (257, 288), (500, 512), (511, 512)],
+)
+def test_a_batch_is_widened_to_one_of_few_widths(width: int, wider: int) -> None:
+    batch = {"input_ids": torch.ones(2, width, dtype=torch.int64), "attention_mask": torch.ones(2, width).long()}
+    found = widened(batch, pad_token_id=7, max_length=512)
+    assert found["input_ids"].tolist() == [[1] * width + [7] * (wider - width)] * 2
+    assert found["attention_mask"].tolist() == [[1] * width + [0] * (wider - width)] * 2
+
+
+def test_a_batch_is_widened_no_further_than_the_backbone_reads_and_in_what_has_a_number_for_each_token_alone() -> None:
+    wide = torch.ones(2, 20, dtype=torch.int64)
+    batch = {"input_ids": wide, "labels": torch.ones(2, 3), "row": torch.arange(2), "text": ["a", "b"]}
+    found = widened(batch, pad_token_id=0, max_length=22)
+    assert found["input_ids"].shape == (2, 22)
+    assert all(found[name] is batch[name] for name in ("labels", "row", "text"))
+    assert widened({"labels": wide}, 0, 64)["labels"][:, 20:].tolist() == [[IGNORED] * 4] * 2
 
 
 def test_sequences_go_together_by_length_the_longest_first_and_empty_ones_nowhere() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, cast
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -26,7 +26,7 @@ from lit_nlp.modules.optimization import parameter_groups, parameter_places, war
 from lit_nlp.modules.rng import rng_state, set_rng_state
 from lit_nlp.pretrained import load_config, load_tokenizer
 from lit_nlp.targets import AttributionTarget, Label
-from lit_nlp.tokenization import Encoded, Text, Tokens, encode, pad, resolve_max_length
+from lit_nlp.tokenization import Encoded, Text, Tokens, encode, pad, resolve_max_length, widened
 
 # What transformers' forward takes, `labels`, `row`, and texts that ride along.
 Batch = Mapping[str, Any]
@@ -34,6 +34,8 @@ Batch = Mapping[str, Any]
 Files = dict[str, Iterable[str]]
 EvaluationSplit = Literal["val", "test"]
 M = TypeVar("M", bound="TransformerModule")
+
+_STEPS_BETWEEN_SHOWN_LOSSES = 10
 
 
 class TransformerModule(LightningModule):
@@ -104,7 +106,9 @@ class TransformerModule(LightningModule):
             freeze_parameters(self.model, freeze)
         if gradient_checkpointing:
             self.model.activation_checkpointing_enable({"use_reentrant": False})
-        self._rows_since_update: list[int] = []
+        self._since_update: list[tuple[Tensor | None, Tensor]] = []
+        self._update: _Update | None = None
+        self._compiled_call: Any = None
         self._rng_to_restore: dict[str, Any] | None = None
 
     # What a task says
@@ -218,12 +222,33 @@ class TransformerModule(LightningModule):
         """The metric that tells the best checkpoint, and its direction."""
         return "val/loss", "min"
 
+    @property
+    def differs_in_width_alone(self) -> bool:
+        """Whether a batch of as many rows as another differs from it in nothing but one width."""
+        return True
+
     # Training
 
     def setup(self, stage: str) -> None:
         """Compile the model where fitting asks for it."""
         if self.hparams["compile"] and stage == "fit":
-            self.model.compile(dynamic=True)
+            # The kernels of a step are many and short: recorded as a graph, a GPU needn't wait for each to be started.
+            self.model.compile(dynamic=True, mode="reduce-overhead" if self._records_graphs() else "default")
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Train a GPU on few widths: for each, cuDNN plans how to attend, and a compiled step records its graph."""
+        trains_gpu = self.training and self.trainer.strategy.root_device.type == "cuda"
+        return widened(batch, self.baseline_id, self.max_length) if trains_gpu else batch
+
+    def on_validation_model_eval(self) -> None:
+        """Validate the plain model: to compile it for that, too, takes longer than it saves."""
+        super().on_validation_model_eval()
+        self._compiled_call, self.model._compiled_call_impl = self.model._compiled_call_impl, None
+
+    def on_validation_model_train(self) -> None:
+        """Go on with the compiled model."""
+        super().on_validation_model_train()
+        self.model._compiled_call_impl, self._compiled_call = self._compiled_call, None
 
     def on_fit_start(self) -> None:
         """Switch dropout on, whatever the module was used for before, and check that it will load again.
@@ -247,18 +272,14 @@ class TransformerModule(LightningModule):
             self._rng_to_restore = None
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the mean loss of the batch.
-
-        Raises:
-            NonFiniteError: The loss is infinite or not a number; nothing was updated.
-        """
+        """Return the mean loss of the batch; whether it is finite is asked at the update."""
         losses = self.row_losses(self.forward_batch(batch), batch)
         loss = losses.sum() / self.loss_weight(batch)
-        rows = _row_numbers(batch, len(losses))
-        if not self._finite_everywhere(loss):
-            self._stop("loss", [rows[i] for i in torch.nonzero(~torch.isfinite(losses)).flatten().tolist()])
-        self._rows_since_update += rows
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(losses))
+        self._since_update.append((batch.get("row"), losses.detach()))
+        self.log("train/loss", loss, batch_size=len(losses))
+        if self.device.type == "cpu" or batch_idx % _STEPS_BETWEEN_SHOWN_LOSSES == 0:
+            # Lightning waits for whatever goes to the progress bar.
+            self.log("loss", loss, prog_bar=True, logger=False, batch_size=len(losses))
         return loss
 
     def configure_gradient_clipping(
@@ -267,28 +288,41 @@ class TransformerModule(LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the gradient, unless it isn't finite: then stop before it reaches the weights.
+        """Clip the gradient, and let the optimizer leave out an update for which it or a loss isn't finite.
 
-        A gradient scaler (float16) skips such steps by itself and lowers its scale.
+        Whether it was is asked at the next update or at the end of the epoch: a GPU would have to be waited for.
+        A gradient scaler (float16) leaves out such updates by itself and lowers its scale.
 
         Raises:
-            NonFiniteError: The gradient is infinite or not a number.
+            NonFiniteError: The loss or gradient of the update before was infinite or not a number.
         """
-        rows, self._rows_since_update = self._rows_since_update, []
+        self._check_update()
+        losses = [losses.float().sum() for _, losses in self._since_update]
         if isinstance(self.trainer.strategy, FSDPStrategy):
             # Each process holds a part of each gradient; only the wrapped model knows the whole norm.
             norm = self.trainer.model.clip_grad_norm_(gradient_clip_val or math.inf)  # type: ignore[union-attr, operator]
-            return None if torch.isfinite(norm) else self._stop("gradient", rows)
+            self._begin_update(*losses, norm)
+            return self._check_update()
         if not self._holds_whole_gradients():
+            self._begin_update(*losses)
+            self._check_update()
             return self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         parameters = [parameter for parameter in self.parameters() if parameter.grad is not None]
         norm = nn.utils.get_total_norm([cast(Tensor, parameter.grad) for parameter in parameters])
-        if not torch.isfinite(norm):
-            self._stop("gradient", rows)
+        finite = self._begin_update(*losses, norm)
+        if all(group.get("fused") for group in optimizer.param_groups):
+            # A fused optimizer leaves weights and moments alone where this is 1, as it does for a gradient scaler.
+            optimizer.found_inf = 1 - finite.float()  # type: ignore[attr-defined]
+        else:
+            self._check_update()
         if gradient_clip_val and gradient_clip_algorithm == "value":
             nn.utils.clip_grad_value_(parameters, gradient_clip_val)
         elif gradient_clip_val:
             nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
+
+    def on_train_epoch_end(self) -> None:
+        """Ask of the last update, too, whether it was finite."""
+        self._check_update()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, and a schedule by step."""
@@ -481,6 +515,13 @@ class TransformerModule(LightningModule):
         taken = inspect.signature(self.model.forward).parameters
         return {name: tensor for name, tensor in batch.items() if name in taken and name != "labels"}
 
+    def _records_graphs(self) -> bool:
+        """Whether compiled steps run as CUDA graphs: one for each shape, whose gradients the next step overwrites."""
+        strategy, data = self.trainer.strategy, getattr(self.trainer, "datamodule", None)
+        one_gpu = isinstance(strategy, SingleDeviceStrategy) and strategy.root_device.type == "cuda"
+        few_shapes = self.differs_in_width_alone and getattr(data, "max_tokens", None) is None
+        return one_gpu and few_shapes and self.trainer.accumulate_grad_batches == 1
+
     def _holds_whole_gradients(self) -> bool:
         """Whether this process sees gradients unscaled and unsharded, and so can check and clip them by itself."""
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
@@ -497,24 +538,47 @@ class TransformerModule(LightningModule):
                 )
             self.max_length = positions
 
-    def _finite_everywhere(self, loss: Tensor) -> bool:
-        """Whether the loss is finite in all processes: one that stops alone would leave the others waiting."""
-        finite = torch.isfinite(loss.detach()).int()
+    def _begin_update(self, *figures: Tensor) -> Int[Tensor, ""]:
+        """Return whether the figures are finite in all processes, as 1 or 0, and keep it for `_check_update`."""
+        finite = torch.stack([each.to(self.device, torch.float32) for each in figures]).isfinite().all().int()
         if _is_distributed():
             torch.distributed.all_reduce(finite, op=torch.distributed.ReduceOp.MIN)
-        return bool(finite)
+        self._update = _Update(self.global_step, finite, self._since_update)
+        self._since_update = []
+        return finite
 
-    def _stop(self, what: str, rows: list[int]) -> None:
+    def _check_update(self) -> None:
+        """Stop, in all processes, if what the last update was to learn of wasn't finite.
+
+        Raises:
+            NonFiniteError: It wasn't.
+        """
+        update, self._update = self._update, None
+        if update is None or update.finite:
+            return
+        losses = torch.cat([losses for _, losses in update.learnt_of])
+        rows = [row for numbers, losses in update.learnt_of for row in _row_numbers(numbers, len(losses))]
+        failed = [row for row, fine in zip(rows, losses.isfinite().tolist(), strict=True) if not fine]
         if _is_distributed():
-            everyone: list[list[int]] = [[] for _ in range(torch.distributed.get_world_size())]
-            torch.distributed.all_gather_object(everyone, rows)
-            rows = [row for some in everyone for row in some]
+            everyone: list[tuple[list[int], list[int]]] = [([], [])] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(everyone, (rows, failed))
+            rows, failed = ([row for some in each for row in some] for each in zip(*everyone, strict=True))
         raise NonFiniteError(
-            f"the {what} is not finite at step {self.global_step}; training stopped before the update",
-            rows=rows,
+            f"the {'loss' if failed else 'gradient'} is not finite at step {update.step};"
+            " training stopped before the update",
+            rows=failed or rows,
             mend="look at these rows, lower model.learning_rate, or use a wider precision; "
             "the checkpoints written before are good",
         )
+
+
+class _Update(NamedTuple):
+    """What an update was to learn of: whether losses and gradient are finite, as 1 or 0, and of each batch the row
+    numbers of its sequences, where it has them, and the rows' losses."""
+
+    step: int
+    finite: Tensor
+    learnt_of: list[tuple[Tensor | None, Tensor]]
 
 
 def as_json(result: Any) -> dict[str, Any]:
@@ -556,5 +620,5 @@ def _is_distributed() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
-def _row_numbers(batch: Batch, rows: int) -> list[int]:
-    return torch.unique_consecutive(batch["row"]).tolist() if "row" in batch else list(range(rows))
+def _row_numbers(of_sequences: Tensor | None, rows: int) -> list[int]:
+    return list(range(rows)) if of_sequences is None else torch.unique_consecutive(of_sequences).tolist()

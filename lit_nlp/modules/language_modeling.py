@@ -128,7 +128,12 @@ class LanguageModelingModule(TransformerModule):
         return cast(Tensor, self.model(**inputs, **cached).logits)
 
     def forward_batch(self, batch: Batch) -> Float[Tensor, "found vocabulary"]:
-        """Return the logits of the tokens to be found, row by row."""
+        """Return the logits of the tokens to be found, row by row; while a decoder is trained, those of all.
+
+        Of its packed blocks nearly all tokens are to be found, and to pick them a GPU would have to be waited for.
+        """
+        if self.training and self.objective == "causal":
+            return self(**self.inputs(batch)).flatten(0, 1)
         where = self.places(batch)
         head = self.model.get_output_embeddings()
         if head is None or self.hparams["compile"]:
@@ -156,8 +161,10 @@ class LanguageModelingModule(TransformerModule):
     def row_losses(self, outputs: Float[Tensor, "found vocabulary"], batch: Batch) -> Float[Tensor, " batch"]:
         """Return the loss of each sequence, all its tokens together, in nats."""
         labels = self.labels(batch)
-        where = labels != IGNORED
         smoothing = self.label_smoothing if self.training else 0.0
+        if len(outputs) == labels.numel():
+            return cross_entropy(outputs, labels.flatten(), smoothing).unflatten(0, labels.shape).sum(1)
+        where = labels != IGNORED
         losses = cross_entropy(outputs, labels[where], smoothing)
         return losses.new_zeros(len(labels)).index_add(0, where.nonzero()[:, 0], losses)
 
@@ -175,7 +182,7 @@ class LanguageModelingModule(TransformerModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Log how many tokens a second were learnt from, padding not counted, on all devices together."""
-        tokens = int(batch["length"].sum()) if "length" in batch else batch["input_ids"].numel()
+        tokens = batch["length"].sum() if "length" in batch else batch["input_ids"].numel()
         before, self._since = self._since, perf_counter()
         rate = tokens * self.trainer.world_size / (self._since - before)
         self.log("train/tokens_per_second", rate, batch_size=len(batch["input_ids"]))
@@ -299,9 +306,11 @@ class LanguageModelingModule(TransformerModule):
             )
 
     def _logits(self, pieces: list[list[int]]) -> Float[Tensor, "1 sequence vocabulary"]:
-        batch = self.examples.pad([causal(pieces)])
+        # Before fitting, Lightning says that the module lies where it is going to be.
+        device = self.model.device
+        batch = {name: tensor.to(device) for name, tensor in self.examples.pad([causal(pieces)]).items()}
         with self.evaluating(), torch.no_grad():
-            return self(**self.inputs({name: tensor.to(self.device) for name, tensor in batch.items()})).float()
+            return self(**self.inputs(batch)).float()
 
 
 def _parts(batch: Batch, sequences: int) -> Iterator[dict[str, Tensor]]:

@@ -228,6 +228,11 @@ class QuestionAnsweringModule(TransformerModule):
         """Return the windows of the batch."""
         return len(batch["input_ids"])
 
+    @property
+    def differs_in_width_alone(self) -> bool:
+        """No: its rows have windows, now more and now less."""
+        return False
+
     # Evaluation
 
     @property

@@ -161,7 +161,9 @@ class TextClassificationModule(TransformerModule):
     def forward_batch(self, batch: Batch) -> Float[Tensor, "rows classes"]:
         """Return the logits of each row, in float32."""
         logits = self(**self.inputs(batch)).float()
-        return self.pool(logits, batch["row"]) if "row" in batch else logits
+        # Where each row is one sequence, the GPU needn't be asked which of them belong together.
+        one_each = "labels" in batch and len(batch["labels"]) == len(logits)
+        return logits if one_each or "row" not in batch else self.pool(logits, batch["row"])
 
     def pool(
         self, logits: Float[Tensor, "sequences classes"], row: Int[Tensor, " sequences"]
@@ -180,6 +182,11 @@ class TextClassificationModule(TransformerModule):
     def own_losses(self, outputs: Float[Tensor, "rows classes"], batch: Batch) -> Float[Tensor, " rows"]:
         """Return each row's loss as if there were neither weights, smoothing, gamma, nor rows beside it."""
         return self._losses(outputs, batch, weights=None, smoothing=0.0, gamma=0.0)
+
+    @property
+    def differs_in_width_alone(self) -> bool:
+        """Unless rows have windows, now more and now less."""
+        return self.doc_stride is None
 
     # Evaluation
 

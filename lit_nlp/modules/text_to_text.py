@@ -209,6 +209,11 @@ class TextToTextModule(TransformerModule):
         """Return the log probability of a token at a place of each row's target: `target` holds place and token."""
         return token_scores(outputs, target)
 
+    @property
+    def differs_in_width_alone(self) -> bool:
+        """No: sources and targets each have their width."""
+        return False
+
     # Evaluation
 
     def evaluate(self, split: EvaluationSplit, batch: Batch) -> list[Generated]:

@@ -8,7 +8,7 @@ from captum.attr import LayerIntegratedGradients
 from torch import Tensor
 
 from lit_nlp import SentimentModule, attribute
-from tests.benchmarks.harness import Clock, Line, Setting, rates, threads
+from tests.benchmarks.harness import DEVICE, Clock, Line, Setting, rates, threads
 
 TEXTS, STEPS, TOLERANCE = 48, 50, 0.01
 
@@ -18,7 +18,7 @@ def explain(setting: Setting) -> list[Line]:
     checkpoint = setting.checkpoint("sentiment")
     with setting.file("sst2", "dev.tsv").open(newline="") as file:
         texts = [row[0] for row in islice(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE), TEXTS)]
-    module = SentimentModule.load_from_checkpoint(checkpoint)
+    module = SentimentModule.load_from_checkpoint(checkpoint, map_location=DEVICE)
     told: dict[str, str] = {}
 
     def ours(clock: Clock) -> None:
@@ -28,7 +28,7 @@ def explain(setting: Setting) -> list[Line]:
         told["within 1 %"] = f"{sum(bool(each.converged) for each in found)} of {len(texts)}"
 
     model, tokenizer = module.model.eval(), module.tokenizer
-    special = torch.tensor(tokenizer.all_special_ids)
+    special = torch.tensor(tokenizer.all_special_ids, device=DEVICE)
 
     def logits(ids: Tensor) -> Tensor:
         return model(ids, attention_mask=torch.ones_like(ids)).logits  # type: ignore[no-any-return]
@@ -38,7 +38,7 @@ def explain(setting: Setting) -> list[Line]:
         complete = 0
         for text in texts:
             with clock.running():
-                ids = tokenizer(text, truncation=True, max_length=128, return_tensors="pt")["input_ids"]
+                ids = tokenizer(text, truncation=True, max_length=128, return_tensors="pt")["input_ids"].to(DEVICE)
                 baseline = ids.where(torch.isin(ids, special), tokenizer.pad_token_id)
                 with torch.no_grad():
                     target = int(logits(ids).argmax())

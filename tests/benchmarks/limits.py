@@ -10,10 +10,13 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from tests.benchmarks.fitting import fit, sentiment
-from tests.benchmarks.harness import PRECISION, Clock, Line, Setting, rates, threads
+from tests.benchmarks.harness import DEVICE, PRECISION, Clock, Line, Setting, rates, threads
 
 # Rows, columns and depth of products as they come in an encoder, and of one that fits the caches well.
-SHAPES = ((704, 1536, 384), (704, 384, 1536), (704, 384, 384), (1024, 1024, 1024), (2048, 3072, 768))
+SHAPES = {
+    "cpu": ((704, 1536, 384), (704, 384, 1536), (704, 384, 384), (1024, 1024, 1024), (2048, 3072, 768)),
+    "cuda": ((8192, 3072, 768), (16384, 768, 3072), (8192, 8192, 8192)),
+}
 ROWS, _REPEATS = 960, 8
 
 
@@ -30,7 +33,7 @@ def matrix_share(setting: Setting) -> list[Line]:
     return rates(
         f"fit, MiniLM-L6, SST-2, useful matrix work, {threads()}",
         ours,
-        {f"matrix products in {'bf16' if PRECISION == 'bf16-mixed' else 'fp32'}": (0.55, _products)},
+        {f"matrix products in {'bf16' if PRECISION == 'bf16-mixed' else 'fp32'}": (0.55, products)},
         unit="GFLOP",
         turns=setting.turns,
     )
@@ -48,11 +51,11 @@ class _Operations(Callback):
         self.clock.done += 6 * parameters * int(batch["attention_mask"].sum()) / 1e9
 
 
-def _products(clock: Clock) -> None:
-    """Put the product of the highest rate on the clock."""
-    dtype = torch.bfloat16 if PRECISION == "bf16-mixed" else torch.float32
-    for rows, columns, depth in SHAPES:
-        one, other = torch.ones(rows, depth, dtype=dtype), torch.ones(columns, depth, dtype=dtype)
+def products(clock: Clock) -> None:
+    """Put the product of the highest rate on the clock, in thousands of millions of operations."""
+    given: dict[str, Any] = {"dtype": torch.bfloat16 if PRECISION == "bf16-mixed" else torch.float32, "device": DEVICE}
+    for rows, columns, depth in SHAPES[DEVICE.type]:
+        one, other = torch.randn(rows, depth, **given), torch.randn(columns, depth, **given)
         one @ other.T
         timed = Clock(done=_REPEATS * 2 * rows * columns * depth / 1e9)
         with torch.inference_mode(), timed.running():

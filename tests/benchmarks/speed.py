@@ -37,6 +37,10 @@ LINES = {
     "memory": "loading",
     "load": "loading",
     "matrix_share": "limits",
+    "gpu_bert_128": "on_gpu",
+    "gpu_bert_512": "on_gpu",
+    "gpu_t5": "on_gpu",
+    "gpu_smollm2": "on_gpu",
 }
 
 

@@ -327,7 +327,7 @@ def test_damaged_gzip_is_told(damage: Any) -> None:
         (b"\xef\xbb\xbftext\n\xe9\n", "r.csv, line 2: not UTF-8: byte 0xe9 at offset 8;"),
         ("text\na\n".encode("utf-16"), "r.csv, line 1: not UTF-8: byte 0xff at offset 0; it is UTF-16: convert it"),
         (
-            gzip.compress(b"text"),
+            gzip.compress(b"text", mtime=0),
             "r.csv, line 1: not UTF-8: byte 0x8b at offset 1; it is compressed with gzip: add .gz",
         ),
         (b"text\na\nb\0c\n", "r.csv, line 3: a NUL byte at offset 8; remove it"),

@@ -4,12 +4,14 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
@@ -178,6 +180,53 @@ def test_a_compiled_fit_learns_the_same_and_leaves_a_plain_checkpoint(
     assert fitted.model._compiled_call_impl is not None
 
 
+def test_the_model_is_compiled_for_training_and_validated_as_it_is(
+    module: Module, batches: Batches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted, modes = module(compile=True), list[bool]()
+
+    def compile(**_: Any) -> None:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            modes.append(fitted.model.training)
+            return fitted.model._call_impl(*args, **kwargs)
+
+        fitted.model._compiled_call_impl = call
+
+    monkeypatch.setattr(fitted.model, "compile", compile)
+    plain_trainer(max_epochs=2).fit(fitted, loader(batches), loader(batches))
+    assert modes == [True] * 2 * len(loader(batches))
+
+
+@pytest.mark.parametrize(
+    ("changed", "records"),
+    [({}, True), ({"accumulate_grad_batches": 2}, False), ({"datamodule": SimpleNamespace(max_tokens=64)}, False)],
+)
+def test_graphs_are_recorded_where_one_gpu_sees_few_shapes_and_drops_its_gradients(
+    changed: dict[str, Any], records: bool, module: Module
+) -> None:
+    on_gpu: dict[str, Any] = {"strategy": SingleDeviceStrategy("cuda:0"), "accumulate_grad_batches": 1}
+    used = module()
+    used.trainer = SimpleNamespace(**on_gpu | changed)
+    assert used._records_graphs() == records
+    used.doc_stride = 8
+    assert not used._records_graphs()
+    used.doc_stride = None
+    used.trainer.strategy = SingleDeviceStrategy("cpu")
+    assert not used._records_graphs()
+
+
+def test_a_gpu_is_trained_on_few_widths(module: Module, batches: Batches) -> None:
+    used = module(max_length=64).train()
+    used.trainer = SimpleNamespace(strategy=SingleDeviceStrategy("cuda:0"))
+    batch = batches[0]
+    wider = used.on_before_batch_transfer(batch, 0)
+    assert wider["input_ids"].shape[1] % 8 == 0
+    assert batch["input_ids"].shape[1] % 8 != 0, "it must be widened for this to say something"
+    losses = [used.eval().row_losses(used.forward_batch(each), each) for each in (batch, wider)]
+    torch.testing.assert_close(*losses)
+    assert used.on_before_batch_transfer(batch, 0) is batch, "results have a place for each token"
+
+
 # Numbers that are not finite
 
 
@@ -231,6 +280,43 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update_and_names_its_row
         pass
     assert error.rows == ([10, 11, 12, 13] if accumulate == 1 else [10, 11, 12, 13, 14, 5, 2, 15])
     assert "the gradient is not finite at step" in str(error)
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.SGD])
+def test_the_last_update_of_an_epoch_is_asked_for_too_and_left_out_by_any_optimizer(
+    optimizer: Any, module: Module, batches: Batches, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    diverging = module(Diverging, warmup=0.0)
+    some = numbered(batches, [[0, 1, 3, 4], [14, 5, 2, 15]])
+    if optimizer is torch.optim.SGD:
+        monkeypatch.setattr(diverging, "configure_optimizers", lambda: optimizer(diverging.parameters(), 0.1))
+    with stopping_before_the_update(diverging, some, tmp_path) as error:
+        pass
+    assert error.rows == [5, 2]
+    assert "the loss is not finite at step 1;" in str(error)
+
+
+def test_what_an_optimizer_remembers_is_left_alone_by_an_update_that_is_not_finite(
+    module: Module, batches: Batches
+) -> None:
+    states = []
+
+    def keep(module: SentimentModule) -> None:
+        states.append([each.clone() for state in module.optimizers().state.values() for each in state.values()])
+
+    diverging = module(Diverging, warmup=0.0)
+    trainer = plain_trainer(callbacks=[Watcher(on_train_batch_end=keep)])
+    with pytest.raises(NonFiniteError):
+        trainer.fit(diverging, loader(numbered(batches, [[0, 1, 3, 4], [14, 5, 2, 15]])))
+    assert len(states) == 2
+    assert states[0]
+    assert all(map(torch.equal, *states))
+
+
+def test_the_progress_bar_shows_the_loss_that_is_logged(module: Module, batches: Batches) -> None:
+    trainer = plain_trainer(max_steps=1)
+    trainer.fit(module(), loader(batches))
+    assert trainer.progress_bar_metrics["loss"] == pytest.approx(float(trainer.callback_metrics["train/loss"]))
 
 
 @contextmanager

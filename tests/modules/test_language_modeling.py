@@ -203,6 +203,15 @@ def test_a_documents_loss_sends_no_gradient_to_another(kind: str, make: Make) ->
     assert gradient[starts[1] :].any()
 
 
+def test_packing_is_checked_where_the_weights_lie_and_not_where_they_will_be(
+    llama: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = LanguageModelingModule(llama, objective="causal")
+    # As a Trainer says in `setup` of a module that it will bring to a GPU.
+    monkeypatch.setattr(module, "_device", torch.device("meta"))
+    module.setup("fit")
+
+
 def test_an_architecture_that_reads_across_documents_is_refused(llama: str, tmp_path: Path) -> None:
     AutoTokenizer.from_pretrained(llama).save_pretrained(tmp_path / "mamba")
     config = MambaConfig(vocab_size=300, hidden_size=16, state_size=4, num_hidden_layers=2)
