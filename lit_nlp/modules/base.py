@@ -235,11 +235,6 @@ class TransformerModule(LightningModule):
             # The kernels of a step are many and short: recorded as a graph, a GPU needn't wait for each to be started.
             self.model.compile(dynamic=True, mode="reduce-overhead" if self._records_graphs() else "default")
 
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Train a GPU on few widths: for each, cuDNN plans how to attend, and a compiled step records its graph."""
-        trains_gpu = self.training and self.trainer.strategy.root_device.type == "cuda"
-        return widened(batch, self.baseline_id, self.max_length) if trains_gpu else batch
-
     def on_validation_model_eval(self) -> None:
         """Validate the plain model: to compile it for that, too, takes longer than it saves."""
         super().on_validation_model_eval()
@@ -273,13 +268,16 @@ class TransformerModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the mean loss of the batch; whether it is finite is asked at the update."""
+        if self.device.type != "cpu":
+            # For each width, cuDNN plans how to attend, and a compiled step records its graph.
+            batch = widened(batch, self.baseline_id, self.max_length)
         losses = self.row_losses(self.forward_batch(batch), batch)
         loss = losses.sum() / self.loss_weight(batch)
         self._since_update.append((batch.get("row"), losses.detach()))
         self.log("train/loss", loss, batch_size=len(losses))
         if self.device.type == "cpu" or batch_idx % _STEPS_BETWEEN_SHOWN_LOSSES == 0:
-            # Lightning waits for whatever goes to the progress bar.
-            self.log("loss", loss, prog_bar=True, logger=False, batch_size=len(losses))
+            # At each step Lightning asks for the number that is shown: a GPU would be waited for.
+            self.log("loss", loss.detach().cpu(), prog_bar=True, logger=False, batch_size=len(losses))
         return loss
 
     def configure_gradient_clipping(

@@ -215,18 +215,6 @@ def test_graphs_are_recorded_where_one_gpu_sees_few_shapes_and_drops_its_gradien
     assert not used._records_graphs()
 
 
-def test_a_gpu_is_trained_on_few_widths(module: Module, batches: Batches) -> None:
-    used = module(max_length=64).train()
-    used.trainer = SimpleNamespace(strategy=SingleDeviceStrategy("cuda:0"))
-    batch = batches[0]
-    wider = used.on_before_batch_transfer(batch, 0)
-    assert wider["input_ids"].shape[1] % 8 == 0
-    assert batch["input_ids"].shape[1] % 8 != 0, "it must be widened for this to say something"
-    losses = [used.eval().row_losses(used.forward_batch(each), each) for each in (batch, wider)]
-    torch.testing.assert_close(*losses)
-    assert used.on_before_batch_transfer(batch, 0) is batch, "results have a place for each token"
-
-
 # Numbers that are not finite
 
 
