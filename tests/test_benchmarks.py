@@ -64,7 +64,9 @@ def test_every_line_exists_and_is_left_out_where_its_data_is_missing(name: str, 
     measure = getattr(import_module(f"tests.benchmarks.{LINES[name]}"), name)
     assert measure.__doc__
     if name not in WITHOUT_DATA:
-        with pytest.raises(Missing, match=r"isn't there; (give --data|fit configs/)|isn't installed: pip install"):
+        with pytest.raises(
+            Missing, match=r"isn't there; (give --data|fit configs/)|isn't installed: pip install|there is no GPU"
+        ):
             measure(Setting(tmp_path, tmp_path, turns=1))
 
 

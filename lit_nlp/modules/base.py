@@ -51,7 +51,7 @@ class TransformerModule(LightningModule):
         freeze: Parameters that don't learn, by name or pattern, such as ``embeddings``. None: all learn.
         label_smoothing: Probability mass that the loss spreads over all classes.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third slower.
-        compile: Compile the model while fitting.
+        compile: Compile the model for training steps; on one GPU they then run as CUDA graphs, where shapes are few.
         attn_implementation: `sdpa`, `eager`, `flash_attention_2`, …; None: transformers' choice.
         max_length: Tokens of a sequence when the module tokenises texts by itself. None: what the
             backbone reads, at most 512.
