@@ -203,6 +203,9 @@ class LitNLPTrainer(Trainer):
             "Checkpoint": str(ckpt_path),
             "Backbone": model.hparams["backbone"],
             "Taken from": "the command line" if text else f"{split}, {_share(drawn)}",
+            "Explained": ", ".join(_as_list(target)) or ("the data's targets" if reference else "what the model says"),
+            **({"Rather than": contrast} if contrast else {}),
+            "Seed": str(chosen["seed"]),
         }
         page = write_report(
             attributions,

@@ -1,5 +1,6 @@
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -93,6 +94,9 @@ def test_explain_takes_one_text_and_a_target(project: Path) -> None:
     assert lit_nlp("explain", *arguments) == 0
     (row,) = lines("reports/sentiment/attributions.jsonl")
     assert (row["text"], row["target"], row["method"]) == ("a good film", "negative", "integrated_gradients")
+    page = Path("reports/sentiment/index.html").read_text()
+    facts = dict(re.findall("<dt><bdi>(.*?)</bdi></dt><dd><bdi>(.*?)</bdi></dd>", page))
+    assert (facts["Taken from"], facts["Explained"], facts["Seed"]) == ("the command line", "negative", "0")
 
 
 def test_explain_compares_methods_and_says_which_to_trust(project: Path) -> None:

@@ -112,6 +112,7 @@ class Card:
 
     Attributes:
         number: Its place among the texts as they were given, counted from 1.
+        row: What `attributions.jsonl` and a picture call it: its row in the split, counted from 0.
         verdict: `right`, `wrong`, or empty where that can't be told.
         head: What is said of it, as `(caption, value, aside)`.
         labels: The names of its gold classes, and `predicted` those that the model gave.
@@ -125,6 +126,7 @@ class Card:
     """
 
     number: int
+    row: int
     verdict: str
     head: list[tuple[str, str, str]]
     labels: list[str]
@@ -388,6 +390,7 @@ def _card(number: int, row: Sequence[Attribution], influences: Iterable[Mapping[
     is_class, is_token = shown.kind == "class", shown.kind == "token"
     return Card(
         number=number,
+        row=shown.row,
         verdict=_verdict(shown),
         head=_head(shown, confidence),
         labels=names(shown.label) if is_class else [],

@@ -319,10 +319,11 @@ def test_tokens_that_are_parts_of_one_character_stay_apart():
 
 def test_an_answer_is_outlined_and_judged_as_squad_does(tmp_path):
     right = answer()
-    wrong = replace(answer(), row=1, prediction="1900", target="1900", span=(29, 33), label=[])
+    wrong = replace(answer(), row=41, prediction="1900", target="1900", span=(29, 33), label=[])
     html = write_report([right, wrong], tmp_path, title="t", facts={}).read_text("utf-8")
     first, second = Page(html).cards
     assert "✗ Wrong Answered 1900" in squeezed(first)
+    assert "No. 2 · row 41" in squeezed(first)
     assert "Right answer no answer" in squeezed(first)
     assert "✓ Right Answered Ann Lee" in squeezed(second)
     assert "Question" in second

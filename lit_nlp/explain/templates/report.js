@@ -269,7 +269,7 @@ function draw(card) {
       make("h2", { id: `card-${card.number}` },
         card.verdict ? make("span", { class: `verdict ${card.verdict}` }, card.verdict === "right" ? "✓ Right" : "✗ Wrong") : null,
         card.head.map(([caption, value, aside]) => make("span", {}, caption, ...(value ? [" ", bdi(value)] : []), ...(aside ? [" ", make("span", { class: "quiet" }, aside)] : [])))),
-      make("span", { class: "quiet" }, `No. ${card.number}`)),
+      make("span", { class: "quiet" }, `No. ${card.number} · row ${card.row}`)),
     ...[choices(card, view)].filter(Boolean),
     make("div", { class: "texts" }, texts, reference),
     make("div", { class: "columns" },
