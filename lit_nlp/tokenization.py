@@ -313,7 +313,7 @@ def pad(sequences: Sequence[Tokens], pad_token_id: int) -> dict[str, Int[Tensor,
 
 
 def widened(batch: Mapping[str, Any], pad_token_id: int, max_length: int) -> dict[str, Any]:
-    """Pad the sequences of a batch further, to one of eight widths between a power of two and the next.
+    """Pad the sequences of a batch further, to one of at most eight widths between a power of two and the next.
 
     Args:
         batch: What `pad` made, with `labels` for each token or none such.

@@ -93,10 +93,8 @@ class _Dispatch(TorchDispatchMode):
         self.waits = waits
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name, tensors = (
-            function.overloadpacket.__name__,
-            [each for each in tree_leaves(args) if isinstance(each, Elsewhere)],
-        )
+        name = function.overloadpacket.__name__
+        tensors = [each for each in tree_leaves(args) if isinstance(each, Elsewhere)]
         # What a mask picks is as many as its numbers say.
         picks = name == "index" and any(each.dtype == torch.bool for each in tensors[1:])
         leaves = name == "_to_copy" and torch.device((kwargs or {}).get("device") or DEVICE).type == "cpu"

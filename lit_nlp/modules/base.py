@@ -51,7 +51,8 @@ class TransformerModule(LightningModule):
         freeze: Parameters that don't learn, by name or pattern, such as ``embeddings``. None: all learn.
         label_smoothing: Probability mass that the loss spreads over all classes.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third slower.
-        compile: Compile the model for training steps; on one GPU they then run as CUDA graphs, where shapes are few.
+        compile: Compile the model for training steps. On one GPU they then run as CUDA graphs, one recorded for each
+            shape of a batch: give batches a number of rows and no budget of tokens.
         attn_implementation: `sdpa`, `eager`, `flash_attention_2`, …; None: transformers' choice.
         max_length: Tokens of a sequence when the module tokenises texts by itself. None: what the
             backbone reads, at most 512.
@@ -235,14 +236,12 @@ class TransformerModule(LightningModule):
             # The kernels of a step are many and short: recorded as a graph, a GPU needn't wait for each to be started.
             self.model.compile(dynamic=True, mode="reduce-overhead" if self._records_graphs() else "default")
 
-    def on_validation_model_eval(self) -> None:
+    def on_validation_start(self) -> None:
         """Validate the plain model: to compile it for that, too, takes longer than it saves."""
-        super().on_validation_model_eval()
         self._compiled_call, self.model._compiled_call_impl = self.model._compiled_call_impl, None
 
-    def on_validation_model_train(self) -> None:
+    def on_validation_end(self) -> None:
         """Go on with the compiled model."""
-        super().on_validation_model_train()
         self.model._compiled_call_impl, self._compiled_call = self._compiled_call, None
 
     def on_fit_start(self) -> None:
@@ -252,6 +251,8 @@ class TransformerModule(LightningModule):
             TypeError: A hyperparameter that was added since is no JSON primitive.
         """
         check_primitives(dict(self.hparams), type(self).__name__)
+        # A fit that broke off may have left something.
+        self._since_update, self._update = [], None
         self.train()
 
     def on_train_start(self) -> None:
@@ -300,15 +301,17 @@ class TransformerModule(LightningModule):
             # Each process holds a part of each gradient; only the wrapped model knows the whole norm.
             norm = self.trainer.model.clip_grad_norm_(gradient_clip_val or math.inf)  # type: ignore[union-attr, operator]
             self._begin_update(*losses, norm)
-            return self._check_update()
+            self._check_update()
+            return
         if not self._holds_whole_gradients():
             self._begin_update(*losses)
             self._check_update()
-            return self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
         parameters = [parameter for parameter in self.parameters() if parameter.grad is not None]
         norm = nn.utils.get_total_norm([cast(Tensor, parameter.grad) for parameter in parameters])
         finite = self._begin_update(*losses, norm)
-        if all(group.get("fused") for group in optimizer.param_groups):
+        if getattr(optimizer, "_step_supports_amp_scaling", False):
             # A fused optimizer leaves weights and moments alone where this is 1, as it does for a gradient scaler.
             optimizer.found_inf = 1 - finite.float()  # type: ignore[attr-defined]
         else:
@@ -391,7 +394,12 @@ class TransformerModule(LightningModule):
     # The self-contained checkpoint
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what rebuilds the module without its backbone, and the random state."""
+        """Add what rebuilds the module without its backbone, and the random state.
+
+        Raises:
+            NonFiniteError: The last update was left out: who resumed from here would never learn of its rows.
+        """
+        self._check_update()
         checkpoint[SECTION] = {
             "module": type(self).__name__,
             "rng": rng_state(),
@@ -515,10 +523,9 @@ class TransformerModule(LightningModule):
 
     def _records_graphs(self) -> bool:
         """Whether compiled steps run as CUDA graphs: one for each shape, whose gradients the next step overwrites."""
-        strategy, data = self.trainer.strategy, getattr(self.trainer, "datamodule", None)
+        strategy = self.trainer.strategy
         one_gpu = isinstance(strategy, SingleDeviceStrategy) and strategy.root_device.type == "cuda"
-        few_shapes = self.differs_in_width_alone and getattr(data, "max_tokens", None) is None
-        return one_gpu and few_shapes and self.trainer.accumulate_grad_batches == 1
+        return one_gpu and self.differs_in_width_alone and self.trainer.accumulate_grad_batches == 1
 
     def _holds_whole_gradients(self) -> bool:
         """Whether this process sees gradients unscaled and unsharded, and so can check and clip them by itself."""
@@ -538,10 +545,17 @@ class TransformerModule(LightningModule):
 
     def _begin_update(self, *figures: Tensor) -> Int[Tensor, ""]:
         """Return whether the figures are finite in all processes, as 1 or 0, and keep it for `_check_update`."""
-        finite = torch.stack([each.to(self.device, torch.float32) for each in figures]).isfinite().all().int()
+        finite = torch.ones((), dtype=torch.int32, device=self.device)
+        for each in figures:
+            finite = finite * each.to(self.device).isfinite().int()
         if _is_distributed():
             torch.distributed.all_reduce(finite, op=torch.distributed.ReduceOp.MIN)
-        self._update = _Update(self.global_step, finite, self._since_update)
+        told, event = finite, None
+        if finite.is_cuda:
+            # Copied behind the backward pass, so that who asks later doesn't wait for what was started since.
+            told, event = finite.to("cpu", non_blocking=True), torch.cuda.Event()
+            event.record()
+        self._update = _Update(self.global_step, told, event, self._since_update)
         self._since_update = []
         return finite
 
@@ -552,11 +566,16 @@ class TransformerModule(LightningModule):
             NonFiniteError: It wasn't.
         """
         update, self._update = self._update, None
-        if update is None or update.finite:
+        if update is None:
             return
-        losses = torch.cat([losses for _, losses in update.learnt_of])
-        rows = [row for numbers, losses in update.learnt_of for row in _row_numbers(numbers, len(losses))]
-        failed = [row for row, fine in zip(rows, losses.isfinite().tolist(), strict=True) if not fine]
+        if update.event is not None:
+            update.event.synchronize()
+        if update.finite:
+            return
+        rows, failed = list[int](), list[int]()
+        for numbers, losses in update.learnt_of:
+            rows += _row_numbers(numbers, len(losses))
+            failed += [rows[i - len(losses)] for i, fine in enumerate(losses.isfinite().tolist()) if not fine]
         if _is_distributed():
             everyone: list[tuple[list[int], list[int]]] = [([], [])] * torch.distributed.get_world_size()
             torch.distributed.all_gather_object(everyone, (rows, failed))
@@ -571,11 +590,18 @@ class TransformerModule(LightningModule):
 
 
 class _Update(NamedTuple):
-    """What an update was to learn of: whether losses and gradient are finite, as 1 or 0, and of each batch the row
-    numbers of its sequences, where it has them, and the rows' losses."""
+    """What an update was to learn of.
+
+    Attributes:
+        step: The number of updates before.
+        finite: Whether losses and gradient are finite, as 1 or 0.
+        event: When `finite` is there; None where it is at once.
+        learnt_of: Of each batch the row numbers of its sequences, where it has them, and the rows' losses.
+    """
 
     step: int
     finite: Tensor
+    event: torch.cuda.Event | None
     learnt_of: list[tuple[Tensor | None, Tensor]]
 
 

@@ -172,12 +172,18 @@ class LanguageModelingModule(TransformerModule):
         """Return the number of tokens to be found: each counts the same, in whatever row it stands."""
         return self.places(batch).sum().clamp_min(1)
 
+    @property
+    def differs_in_width_alone(self) -> bool:
+        """Whether a batch of as many rows as another differs from it in one width; `denoising` has two."""
+        return self.objective != "denoising"
+
     def on_train_epoch_start(self) -> None:
         """Start the clock."""
         self._since = perf_counter()
 
     def on_validation_end(self) -> None:
         """Start the clock anew: a validation inside an epoch doesn't count."""
+        super().on_validation_end()
         self._since = perf_counter()
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:

@@ -230,7 +230,7 @@ class QuestionAnsweringModule(TransformerModule):
 
     @property
     def differs_in_width_alone(self) -> bool:
-        """No: its rows have windows, now more and now less."""
+        """False: rows have windows, now more and now less."""
         return False
 
     # Evaluation

@@ -185,7 +185,7 @@ class TextClassificationModule(TransformerModule):
 
     @property
     def differs_in_width_alone(self) -> bool:
-        """Unless rows have windows, now more and now less."""
+        """Whether no row has several windows, of which batches hold now more and now less."""
         return self.doc_stride is None
 
     # Evaluation

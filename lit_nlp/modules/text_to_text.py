@@ -211,7 +211,7 @@ class TextToTextModule(TransformerModule):
 
     @property
     def differs_in_width_alone(self) -> bool:
-        """No: sources and targets each have their width."""
+        """False: sources and targets each have their width."""
         return False
 
     # Evaluation

@@ -168,12 +168,13 @@ def _sentiment_loop(rows: Sequence[list[str]], clock: Clock) -> None:
         module, data = sentiment(rows, folder)
         data.prepare_data()
         data.setup("fit")
-        model, batches = module.model, data.train_dataloader()
+        model, batches = module.model.to(DEVICE), data.train_dataloader()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
         schedule = transformers.get_linear_schedule_with_warmup(optimizer, len(batches) // 10, len(batches))
         with clock.running():
             for batch in batches:
                 clock.done += len(batch["labels"])
+                batch = {name: each.to(DEVICE) for name, each in batch.items()}
                 with torch.autocast(DEVICE.type, torch.bfloat16, enabled=PRECISION == "bf16-mixed"):
                     logits = model(**module.inputs(batch)).logits
                 torch.nn.functional.cross_entropy(logits.float(), batch["labels"]).backward()
