@@ -24,6 +24,8 @@ Tokens = dict[str, list[int]]
 
 # What a label is where the loss looks away.
 IGNORED = -100
+# What fills each tensor of a batch but its `input_ids`.
+_PADDING = {"token_type_ids": 0, "attention_mask": 0, "position_ids": 0, "labels": IGNORED}
 # A limit that says "none was set": transformers writes 1e30 into such a tokenizer.
 _UNLIMITED = 1_000_000
 _DEFAULT_MAX_LENGTH = 512
@@ -307,7 +309,7 @@ def by_length(lengths: Iterable[int], batch_size: int) -> Iterator[list[int]]:
 
 def pad(sequences: Sequence[Tokens], pad_token_id: int) -> dict[str, Int[Tensor, "batch sequence"]]:
     """Pad sequences on the right to the longest, and add the attention mask that tells text from padding."""
-    values = {"input_ids": pad_token_id, "token_type_ids": 0}
+    values = {"input_ids": pad_token_id, **_PADDING}
     batch = {name: padded([tokens[name] for tokens in sequences], values[name]) for name in sequences[0]}
     return batch | {"attention_mask": padded([[1] * len(tokens["input_ids"]) for tokens in sequences], 0)}
 
@@ -320,7 +322,7 @@ def widened(batch: Mapping[str, Any], pad_token_id: int, max_length: int) -> dic
         pad_token_id: The id that fills `input_ids`.
         max_length: Tokens that a sequence may have.
     """
-    values = {"input_ids": pad_token_id, "token_type_ids": 0, "attention_mask": 0, "position_ids": 0, "labels": IGNORED}
+    values = {"input_ids": pad_token_id, **_PADDING}
     wider = dict(batch)
     for name in values.keys() & batch.keys():
         if batch[name].ndim == 2 and not batch[name].is_floating_point():

@@ -46,9 +46,15 @@ class _Operations(Callback):
         self.clock = clock
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
-        looked_up = {each for part in module.modules() if isinstance(part, nn.Embedding) for each in part.parameters()}
-        parameters = sum(each.numel() for each in module.parameters() if each not in looked_up)
-        self.clock.done += 6 * parameters * int(batch["attention_mask"].sum()) / 1e9
+        self.clock.done += 6 * multiplied(module.model) * int(batch["attention_mask"].sum()) / 1e9
+
+
+def multiplied(model: Any) -> int:
+    """Return how many parameters are multiplied by: those that are looked up only if they make logits, too."""
+    looked_up = {each for part in model.modules() if isinstance(part, nn.Embedding) for each in part.parameters()}
+    head = model.get_output_embeddings()
+    makes_logits = set() if head is None else {*head.parameters()}
+    return sum(each.numel() for each in {*model.parameters()} - looked_up | makes_logits)
 
 
 def products(clock: Clock) -> None:

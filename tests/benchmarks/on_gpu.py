@@ -18,7 +18,6 @@ import lightning
 import torch
 import transformers
 from lightning.pytorch.callbacks import Callback
-from torch import nn
 
 from lit_nlp import (
     LanguageModelingDataModule,
@@ -33,7 +32,7 @@ from lit_nlp.modules.base import TransformerModule
 from lit_nlp.tokenization import IGNORED
 from tests.benchmarks.fitting import TUNED
 from tests.benchmarks.harness import Clock, Line, Missing, Setting, rates, threads, trainer
-from tests.benchmarks.limits import products
+from tests.benchmarks.limits import multiplied, products
 
 BERT_BASE = "scratch:{model_type: bert, vocab_size: 30522}"
 T5_SMALL = "scratch:{model_type: t5, vocab_size: 32128}"
@@ -197,17 +196,13 @@ def _lines(
 class _Timed:
     """Runs the clock behind the first steps, and counts the others' work: 6 operations a parameter and real token.
 
-    Parameters that are looked up don't count, unless they make the logits, too; an encoder-decoder's count by half.
+    An encoder-decoder's parameters count by half for each token of either side.
     """
 
     def __init__(self, clock: Clock, module: TransformerModule) -> None:
         self.clock, self.running, self.steps = clock, ExitStack(), 0
         self.tokens: list[torch.Tensor] = []
-        model = module.model
-        looked_up = {each for part in model.modules() if isinstance(part, nn.Embedding) for each in part.parameters()}
-        made = {} if (head := model.get_output_embeddings()) is None else {*head.parameters()}
-        self.parameters = sum(each.numel() for each in {*model.parameters()} - looked_up | {*made})
-        self.halved = model.config.is_encoder_decoder
+        self.parameters, self.halved = multiplied(module.model), module.model.config.is_encoder_decoder
 
     def step(self, batch: Mapping[str, torch.Tensor]) -> None:
         """Count a batch, which lies on the GPU, without waiting for it."""
