@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,13 +70,13 @@ def _highest(token: int | list[int] | None) -> int:
     return max(token, default=0) if isinstance(token, list) else token or 0
 
 
-def with_tokenizer(backbone: str, texts: Iterable[str], corpus: Any) -> str:
+def with_tokenizer(backbone: str, texts: Callable[[], Iterable[str]], corpus: Any) -> str:
     """Return a `scratch:` string for a folder with the same configuration and a tokenizer trained on the texts.
 
     It is kept in the cache, and found there again.
 
     Args:
-        texts: What the tokenizer is trained on.
+        texts: Reads what the tokenizer is trained on, from the start.
         corpus: What changes when the texts may have: JSON.
     """
     config = read_config(backbone)
@@ -90,11 +90,16 @@ def with_tokenizer(backbone: str, texts: Iterable[str], corpus: Any) -> str:
     return f"{PREFIX}{folder}"
 
 
-def train_tokenizer(config: PreTrainedConfig, texts: Iterable[str]) -> PreTrainedTokenizerFast:
+def train_tokenizer(config: PreTrainedConfig, texts: Callable[[], Iterable[str]]) -> PreTrainedTokenizerFast:
     """Train the tokenizer that goes with an architecture, of at most `config.vocab_size` tokens.
 
     WordPiece for encoders (Devlin et al. 2019), byte-level BPE for decoders (Radford et al. 2019), BPE over words
-    with their blanks for encoder-decoders (Sennrich et al. 2016), with T5's sentinels for T5.
+    with their blanks for encoder-decoders (Sennrich et al. 2016), with T5's sentinels for T5. The same texts always
+    give the same tokenizer.
+
+    Args:
+        config: The architecture and its `vocab_size`.
+        texts: Reads what the tokenizer is trained on, from the start; WordPiece goes through it twice.
     """
     kind, size = architecture(config), int(config.vocab_size)
     if kind == "encoder":
@@ -103,9 +108,7 @@ def train_tokenizer(config: PreTrainedConfig, texts: Iterable[str]) -> PreTraine
         tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False)
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         tokenizer.decoder = decoders.WordPiece()
-        trainer: Any = trainers.WordPieceTrainer(
-            vocab_size=size, special_tokens=list(names.values()), show_progress=False
-        )
+        train_word_pieces(tokenizer, size, list(names.values()), texts)
         ends = "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1"
     elif kind == "decoder":
         names = {"eos": "<|endoftext|>", "bos": "<|endoftext|>"}
@@ -116,6 +119,7 @@ def train_tokenizer(config: PreTrainedConfig, texts: Iterable[str]) -> PreTraine
         trainer = trainers.BpeTrainer(
             vocab_size=size, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
         )
+        tokenizer.train_from_iterator(texts(), trainer)
         ends = None
     else:
         names = {"pad": "<pad>", "eos": "</s>", "unk": "<unk>"}
@@ -127,8 +131,8 @@ def train_tokenizer(config: PreTrainedConfig, texts: Iterable[str]) -> PreTraine
         trainer = trainers.BpeTrainer(
             vocab_size=size, special_tokens=[*names.values(), *sentinels], show_progress=False
         )
+        tokenizer.train_from_iterator(texts(), trainer)
         ends = "$A </s>", "$A </s> $B </s>"
-    tokenizer.train_from_iterator(texts, trainer)
     if ends:
         single, pair = ends
         special = [(token, tokenizer.token_to_id(token)) for token in names.values()]
@@ -141,6 +145,23 @@ def train_tokenizer(config: PreTrainedConfig, texts: Iterable[str]) -> PreTraine
     if limit:
         arguments["model_max_length"] = int(limit)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **arguments)
+
+
+def train_word_pieces(
+    tokenizer: Tokenizer, size: int, special: Sequence[str], texts: Callable[[], Iterable[str]]
+) -> None:
+    """Give a tokenizer that normalises and splits as BERT's the word pieces of the texts, the special tokens first."""
+
+    def vocabulary(size: int, first: Sequence[str]) -> dict[str, int]:
+        learner = Tokenizer.from_str(tokenizer.to_str())
+        trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=list(first), show_progress=False)
+        learner.train_from_iterator(texts(), trainer)
+        return learner.get_vocab()
+
+    # Left to itself, the trainer numbers letters within words in an order that differs by process, and of pairs that
+    # are as frequent it joins the one with the lower numbers.
+    within = sorted(token for token in vocabulary(0, special) if token.startswith("##"))
+    tokenizer.model = models.WordPiece(vocabulary(size, [*special, *within]), unk_token="[UNK]")
 
 
 def fitting(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerFast) -> PreTrainedConfig:

@@ -14,6 +14,8 @@ from transformers import (
     RobertaModel,
 )
 
+from lit_nlp.scratch import train_word_pieces
+
 CORPUS = [
     "a warm, funny and moving film that stays with you",
     "dull, lifeless and far too long to be any fun",
@@ -31,7 +33,7 @@ def save_bert(folder: Path) -> Path:
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer.train_from_iterator(CORPUS, trainers.WordPieceTrainer(vocab_size=VOCABULARY, special_tokens=special))
+    train_word_pieces(tokenizer, VOCABULARY, special, lambda: CORPUS)
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

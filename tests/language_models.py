@@ -22,7 +22,7 @@ _AUTO_CLASSES = {"roberta": AutoModelForMaskedLM, "t5": AutoModelForSeq2SeqLM}
 def save(kind: str, folder: Path) -> str:
     """A backbone of two layers with random weights and a tokenizer trained on the corpus."""
     config = scratch.read_config(f"scratch:{CONFIGS[kind]}")
-    tokenizer = scratch.train_tokenizer(config, CORPUS)
+    tokenizer = scratch.train_tokenizer(config, lambda: CORPUS)
     if kind == "roberta":
         tokenizer.model_max_length = 64
     tokenizer.save_pretrained(folder)

@@ -63,7 +63,7 @@ def test_what_a_configuration_does_not_say_is_transformers_default() -> None:
 def test_special_tokens_beyond_a_small_vocabulary_are_the_trained_tokenizers(capfd: pytest.CaptureFixture[str]) -> None:
     for kind in ("gpt2", "marian"):
         config = scratch.read_config(inline(kind))
-        fitted = scratch.fitting(config, scratch.train_tokenizer(config, CORPUS))
+        fitted = scratch.fitting(config, scratch.train_tokenizer(config, lambda: CORPUS))
         ids = {
             name: value for name, value in fitted.to_dict().items() if name.endswith("token_id") and value is not None
         }
@@ -104,29 +104,36 @@ def test_a_folder_that_holds_no_configuration_is_one_line(tmp_path: Path) -> Non
 HARD = 'A warm, funny film; it\'s 100% "good": naïve café, 你好!'
 
 
+@pytest.mark.parametrize("kind", ["bert", "llama", "t5", "marian"])
+def test_the_same_texts_give_the_same_tokenizer(kind: str) -> None:
+    config = scratch.read_config(inline(kind))
+    trained = {scratch.train_tokenizer(config, lambda: CORPUS).backend_tokenizer.to_str() for _ in range(4)}
+    assert len(trained) == 1
+
+
 def test_an_architecture_with_several_end_tokens_may_have_a_small_vocabulary() -> None:
     config = scratch.read_config("scratch:{model_type: glm, vocab_size: 400}")
-    tokenizer = scratch.train_tokenizer(config, CORPUS)
+    tokenizer = scratch.train_tokenizer(config, lambda: CORPUS)
     assert scratch.fitting(config, tokenizer).eos_token_id == tokenizer.eos_token_id
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "t5", "marian"])
 def test_what_a_tokenizer_takes_apart_it_puts_together_again(kind: str) -> None:
     config = scratch.read_config(inline(kind))
-    tokenizer = scratch.train_tokenizer(config, [*CORPUS, HARD])
+    tokenizer = scratch.train_tokenizer(config, lambda: [*CORPUS, HARD])
     for text in [*CORPUS, HARD, "two  words"]:
         assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) == text
     assert len(tokenizer) <= 400
 
 
 def test_a_decoders_tokenizer_knows_every_byte() -> None:
-    tokenizer = scratch.train_tokenizer(scratch.read_config(inline("llama")), CORPUS)
+    tokenizer = scratch.train_tokenizer(scratch.read_config(inline("llama")), lambda: CORPUS)
     text = "😀 never\tseen\n\x01"
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
 def test_an_encoders_tokenizer_keeps_all_but_the_blanks() -> None:
-    tokenizer = scratch.train_tokenizer(scratch.read_config(inline("bert")), [*CORPUS, HARD])
+    tokenizer = scratch.train_tokenizer(scratch.read_config(inline("bert")), lambda: [*CORPUS, HARD])
     for text in [*CORPUS, HARD]:
         back = tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True)
         assert "".join(back.split()) == "".join(text.split())
@@ -144,7 +151,7 @@ def test_an_encoders_tokenizer_keeps_all_but_the_blanks() -> None:
     ],
 )
 def test_model_and_tokenizer_agree_on_size_and_special_tokens(kind: str, roles: dict[str, str]) -> None:
-    backbone = scratch.with_tokenizer(inline(kind), CORPUS, "corpus")
+    backbone = scratch.with_tokenizer(inline(kind), lambda: CORPUS, "corpus")
     tokenizer, config = load_tokenizer(backbone), load_config(backbone)
     assert config.vocab_size == len(tokenizer)
     for role, token in roles.items():
@@ -157,14 +164,14 @@ def test_model_and_tokenizer_agree_on_size_and_special_tokens(kind: str, roles: 
 
 
 def test_a_trained_tokenizer_is_found_again_in_the_cache() -> None:
-    backbone = scratch.with_tokenizer(inline("bert"), CORPUS, ["corpus", 1])
+    backbone = scratch.with_tokenizer(inline("bert"), lambda: CORPUS, ["corpus", 1])
     assert backbone.startswith(f"scratch:{cache_folder()}")
     assert not list(cache_folder().glob("**/*.part"))
-    unread = iter(lambda: pytest.fail("the texts were read again"), None)
-    assert scratch.with_tokenizer(inline("bert"), unread, ["corpus", 1]) == backbone
+    found = scratch.with_tokenizer(inline("bert"), lambda: pytest.fail("the texts were read again"), ["corpus", 1])
+    assert found == backbone
     others = {
-        scratch.with_tokenizer(inline("bert"), CORPUS, ["corpus", 2]),
-        scratch.with_tokenizer(inline("bert", vocab_size=150), CORPUS, ["corpus", 1]),
+        scratch.with_tokenizer(inline("bert"), lambda: CORPUS, ["corpus", 2]),
+        scratch.with_tokenizer(inline("bert", vocab_size=150), lambda: CORPUS, ["corpus", 1]),
     }
     assert len(others | {backbone}) == 3
 

@@ -197,7 +197,10 @@ class TextDataModule(LightningDataModule):
         if not given.startswith(scratch.PREFIX) or scratch.has_tokenizer(given):
             return given
         columns = self.columns_of("train")
-        texts = (row.values[name] for row in self.read("train") for name in columns.text)
+
+        def texts() -> Iterator[str]:
+            return (row.values[name] for row in self.read("train") for name in columns.text)
+
         return scratch.with_tokenizer(given, texts, [sources.fingerprint(self.source("train")), repr(columns)])
 
     @cached_property
