@@ -76,7 +76,8 @@ class TextDataModule(LightningDataModule):
         column_names: The columns' names of a CSV or TSV file without a header.
         max_length: Tokens of a sequence. None: what the backbone reads, at most 512.
         batch_size: Rows of a batch.
-        max_tokens: Fill batches up to this many tokens, padding included, instead of counting rows.
+        max_tokens: Fill batches up to this many tokens, padding included, instead of counting rows. In training on a
+            GPU they are padded further, by at most an eighth or 15 tokens a sequence.
         val_fraction: Share of the training rows to validate on when `val` is absent.
         limit: At most this many rows of each split, drawn at random by `seed`.
         num_workers: Processes that prepare batches; 0 prepares them in the main process.

@@ -308,7 +308,7 @@ class TransformerModule(LightningModule):
             self._check_update()
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
-        parameters = [parameter for parameter in self.parameters() if parameter.grad is not None]
+        parameters = [each for group in optimizer.param_groups for each in group["params"] if each.grad is not None]
         norm = nn.utils.get_total_norm([cast(Tensor, parameter.grad) for parameter in parameters])
         finite = self._begin_update(*losses, norm)
         if getattr(optimizer, "_step_supports_amp_scaling", False):
