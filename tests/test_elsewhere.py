@@ -88,6 +88,18 @@ def test_a_class_is_explained_on_another_device_as_on_the_cpu(method: str, bert:
         assert same(explained(module.to(elsewhere.DEVICE), CORPUS[:2], method, **options), expected)
 
 
+def test_points_of_many_texts_fill_the_passes_of_another_device(bert: str) -> None:
+    module, passes = SentimentModule(bert, **EAGER), list[int]()
+    module.model.register_forward_hook(lambda model, given, output: passes.append(len(output.logits)))
+    options: dict[str, Any] = {"tolerance": 1e-6, "batch_size": 8}
+    expected, on_cpu = explained(module, CORPUS, **options), len(passes)
+    passes.clear()
+    with elsewhere.pretended():
+        assert same(explained(module.to(elsewhere.DEVICE), CORPUS, **options), expected)
+    assert max(passes) == 8
+    assert len(passes) < 0.8 * on_cpu
+
+
 @pytest.mark.parametrize("kind", ["question_answering", "translation"])
 def test_what_is_said_and_written_is_explained_on_another_device_as_on_the_cpu(
     kind: str, bert: str, tmp_path: Path

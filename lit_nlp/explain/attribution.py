@@ -301,7 +301,7 @@ class _Ledger:
             yield from self._drawn()
             return
         left = [len(target.readings) for target in self._targets]
-        for picked, batch in self._batches(max(1, self._options.batch_size // method.together)):
+        for picked, batch in self._batches(self._texts_at_once(method)):
             found = method.credit(batch, self._options)
             credits, changes = found if isinstance(found, tuple) else (found, None)
             if changes is None:
@@ -317,6 +317,15 @@ class _Ledger:
                 if not left[i]:
                     self._check_finite(i)
                     yield i
+
+    def _texts_at_once(self, method: Method) -> int:
+        """Return how many readings a batch holds."""
+        fills_passes = method.adds_up == "points"  # which are taken in rounds, of fewer and fewer texts
+        on_cpu = next(self._module.embedding_layers()[0].parameters()).device.type == "cpu"
+        if fills_passes and not on_cpu:
+            return self._options.batch_size
+        # A CPU is no faster with more texts, and with few tells its progress sooner.
+        return max(1, self._options.batch_size // method.together)
 
     def delta(self, target: int) -> float:
         """Return the sum of the target's credit less its change of score."""

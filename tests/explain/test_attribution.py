@@ -16,6 +16,7 @@ from lit_nlp.explain.batch import Batch, Features, Game
 from lit_nlp.explain.comparison import compare_methods
 from lit_nlp.explain.methods import METHODS, _by_layer, kernel_shap, shapley_value_sampling
 from lit_nlp.explain.options import Options
+from lit_nlp.explain.path import FIRST_POINTS
 from tests.explain import fakes
 
 TEXTS = [
@@ -94,7 +95,7 @@ def test_the_change_is_that_of_the_embeddings_and_of_nothing_else(make):
 @pytest.mark.parametrize("make", MODELS)
 def test_a_text_is_explained_the_same_alone_and_in_any_batch(make):
     module = make()
-    together = attribute(module, TEXTS, batch_size=3, max_steps=64)
+    together = attribute(module, TEXTS, batch_size=3 * FIRST_POINTS, max_steps=64)
     for text, found in zip(TEXTS, together, strict=True):
         (alone,) = attribute(module, [text], max_steps=64)
         assert scores(found) == pytest.approx(scores(alone), abs=1e-4)
@@ -388,6 +389,23 @@ def test_a_layer_is_known_to_fit_by_the_passes_that_find_the_ends_of_its_way(mak
     assert module.rows == 3  # two that go as far as the layer, and one that counts its calls
     assert half == len(module.layers) - 1
     assert not torch.equal(way.begin[0], way.end[0])
+
+
+@pytest.mark.parametrize("make", MODELS)
+def test_some_texts_of_a_batch_are_read_without_the_padding_of_longer_ones(make):
+    module = make()
+    with module.attributing():
+        long, short = module.attribution_targets([TEXTS[1], TEXTS[2]], target="positive")
+        both = Batch(
+            module, [*long.readings, *short.readings], [Features.of(long), Features.of(short)], absence=0, rows=8
+        )
+        given, widths = (*both.embeddings, *both.fixed), list[int]()
+        module.register_forward_pre_hook(
+            lambda module, _, inputs: widths.append(inputs["input_ids"].shape[1]), with_kwargs=True
+        )
+        whole, alone = both.score_at(*given), both.score_at(*(each[1:] for each in given))
+    assert widths == [len(each.readings[0].inputs["input_ids"]) for each in (long, short)]
+    torch.testing.assert_close(alone, whole[1:], rtol=1e-4, atol=1e-5)
 
 
 def test_attention_is_rolled_out_over_the_layers_to_where_the_class_is_read():
