@@ -36,19 +36,20 @@ def explain(setting: Setting) -> list[Line]:
         return model(ids, attention_mask=torch.ones_like(ids)).logits  # type: ignore[no-any-return]
 
     def theirs(clock: Clock) -> None:
-        captum = LayerIntegratedGradients(logits, model.get_input_embeddings())
-        complete = 0
-        for text in texts:
-            with clock.running():
+        captum, found = LayerIntegratedGradients(logits, model.get_input_embeddings()), []
+        with clock.running():
+            for text in texts:
                 ids = tokenizer(text, truncation=True, max_length=128, return_tensors="pt")["input_ids"].to(DEVICE)
                 baseline = ids.where(torch.isin(ids, special), tokenizer.pad_token_id)
                 with torch.no_grad():
                     target = int(logits(ids).argmax())
                 scores = captum.attribute(ids, baseline, target=target, n_steps=STEPS)
+                found.append((ids, baseline, target, float(scores.sum())))
+        clock.done, complete = len(texts), 0
+        for ids, baseline, target, credit in found:
             with torch.no_grad():
                 change = float((logits(ids) - logits(baseline))[0, target])
-            complete += abs(float(scores.sum()) - change) <= TOLERANCE * abs(change)
-        clock.done = len(texts)
+            complete += abs(credit - change) <= TOLERANCE * abs(change)
         told["theirs"] = f"{complete} of {len(texts)}"
 
     return rates(
