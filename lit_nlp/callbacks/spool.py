@@ -7,6 +7,8 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, overload
 
+import numpy as np
+
 
 class Spool(Sequence[Any]):
     """A sequence that is kept in a file without a name, which vanishes with the process; 16 bytes a row in memory.
@@ -30,10 +32,9 @@ class Spool(Sequence[Any]):
 
     def sort(self) -> None:
         """Put the rows in the order of their numbers; those of one number, or without, stay as they came."""
-        order = sorted(range(len(self)), key=self._numbers.__getitem__)
-        self._starts, self._numbers = (
-            array("q", map(column.__getitem__, order)) for column in (self._starts, self._numbers)
-        )
+        starts, numbers = (np.frombuffer(column, np.int64) for column in (self._starts, self._numbers))
+        order = numbers.argsort(kind="stable")
+        self._starts, self._numbers = (array("q", column[order].tobytes()) for column in (starts, numbers))
 
     def __len__(self) -> int:
         return len(self._starts)

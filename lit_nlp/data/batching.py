@@ -53,12 +53,14 @@ def plan_batches(
 def _fill(rows: Int[np.ndarray, " some"], lengths: Lengths, batch_size: int, max_tokens: int | None) -> list[list[int]]:
     """Sort rows from long to short, all sides together and then by the first, and cut them into batches."""
     rows = rows[np.lexsort((-lengths[rows, 0], -lengths[rows].sum(1)))]
+    if max_tokens is None:
+        return [rows[start : start + batch_size].tolist() for start in range(0, len(rows), batch_size)]
     batches: list[list[int]] = []
     widest: list[int] = []
     for row, sides in zip(rows.tolist(), lengths[rows].tolist(), strict=True):
         wider = list(map(max, widest, sides))
         full = not batches or len(batches[-1]) == batch_size
-        if full or (max_tokens and (len(batches[-1]) + 1) * sum(wider) > max_tokens):
+        if full or (len(batches[-1]) + 1) * sum(wider) > max_tokens:
             batches.append([])
             wider = sides
         batches[-1].append(row)

@@ -115,6 +115,8 @@ class QuestionAnsweringDataModule(TextDataModule):
     def schema(self) -> pa.Schema:
         """One row a question; what has tokens is a list of windows."""
         fields = dict.fromkeys((*self._inputs, "starts", "ends"), pa.list_(pa.list_(pa.int32())))
+        if "token_type_ids" in fields:
+            fields["token_type_ids"] = pa.list_(pa.list_(pa.int8()))
         fields |= dict.fromkeys(("start_positions", "end_positions", "no_answer_position"), pa.list_(pa.int32()))
         fields |= dict.fromkeys(("id", "question", "context", "where"), pa.string())
         fields |= dict.fromkeys(("repaired", "in_no_window"), pa.bool_())

@@ -109,9 +109,14 @@ class TextClassificationDataModule(TextDataModule):
     def schema(self) -> pa.Schema:
         """One row a text; `input_ids` is a list of windows."""
         windows = pa.list_(pa.list_(pa.int32()))
-        fields = {"input_ids": windows, "length": pa.int32(), "truncated": pa.bool_(), "where": pa.string()}
+        fields: dict[str, pa.DataType] = {
+            "input_ids": windows,
+            "length": pa.int32(),
+            "truncated": pa.bool_(),
+            "where": pa.string(),
+        }
         if "token_type_ids" in self.tokenizer.model_input_names:
-            fields["token_type_ids"] = windows
+            fields["token_type_ids"] = pa.list_(pa.list_(pa.int8()))
         label = pa.int64() if self.problem_type == "single_label" else pa.list_(pa.float32())
         return pa.schema(fields | {"text": pa.string(), "text_pair": pa.string(), "label": label})
 

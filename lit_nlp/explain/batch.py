@@ -401,6 +401,8 @@ def _per_word(
 
 def _narrowed(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return inputs without the last columns that are padding in all rows; what is written has no mask, and stays."""
+    if "attention_mask" not in inputs:  # as for FNet, which has no attention
+        return inputs
     width = int(inputs["attention_mask"].sum(1).max())
     return {name: each if name.startswith("decoder_") else each[:, :width] for name, each in inputs.items()}
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -228,8 +229,10 @@ class TextClassificationModule(TransformerModule):
 
     def evaluation_files(self, rows: Sequence[Tested]) -> Files:
         """Return the rows whose prediction isn't their label, the highest loss first."""
-        ranked = sorted((-row.loss, i) for i, row in enumerate(rows) if row.label != row.prediction.label)
-        return {"wrong_predictions.jsonl": json_lines(rows[i].as_json() for _, i in ranked)}
+        told = ((row.label != row.prediction.label, row.loss) for row in rows)
+        found = np.fromiter(told, [("wrong", bool), ("loss", float)], len(rows))
+        ranked = np.lexsort((-found["loss"], ~found["wrong"]))[: found["wrong"].sum()]
+        return {"wrong_predictions.jsonl": json_lines(rows[int(i)].as_json() for i in ranked)}
 
     # Predictions
 

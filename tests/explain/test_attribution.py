@@ -9,7 +9,9 @@ import jaxtyping
 import pytest
 import torch
 from captum.attr import LayerIntegratedGradients
+from transformers import FNetConfig, FNetModel
 
+from lit_nlp import SentimentModule
 from lit_nlp.errors import ConfigError, UserError
 from lit_nlp.explain.attribution import Attribution, attribute, games
 from lit_nlp.explain.batch import Batch, Features, Game
@@ -17,6 +19,7 @@ from lit_nlp.explain.comparison import compare_methods
 from lit_nlp.explain.methods import METHODS, _by_layer, kernel_shap, shapley_value_sampling
 from lit_nlp.explain.options import Options
 from lit_nlp.explain.path import FIRST_POINTS
+from tests.backbones import CORPUS, VOCABULARY, save_bert
 from tests.explain import fakes
 
 TEXTS = [
@@ -406,6 +409,15 @@ def test_some_texts_of_a_batch_are_read_without_the_padding_of_longer_ones(make)
         whole, alone = both.score_at(*given), both.score_at(*(each[1:] for each in given))
     assert widths == [len(each.readings[0].inputs["input_ids"]) for each in (long, short)]
     torch.testing.assert_close(alone, whole[1:], rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_without_attention_has_no_mask_to_be_read_by(tmp_path):
+    config = FNetConfig(
+        vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=2, intermediate_size=32, max_position_embeddings=64
+    )
+    FNetModel(config).save_pretrained(save_bert(tmp_path))
+    (found,) = attribute(SentimentModule(str(tmp_path)), CORPUS[:1])
+    assert found.converged
 
 
 def test_attention_is_rolled_out_over_the_layers_to_where_the_class_is_read():
