@@ -23,6 +23,8 @@ from lit_nlp.files import cache_folder, folder_written_whole
 
 PREFIX = "scratch:"
 _SENTINELS = 100
+# Rises where the same texts give another tokenizer than before.
+_CACHE_FORMAT = 2
 
 
 def has_tokenizer(backbone: str) -> bool:
@@ -80,7 +82,9 @@ def with_tokenizer(backbone: str, texts: Callable[[], Iterable[str]], corpus: An
         corpus: What changes when the texts may have: JSON.
     """
     config = read_config(backbone)
-    key = hashlib.sha256(json.dumps([config.to_dict(), corpus], sort_keys=True, default=str).encode()).hexdigest()
+    key = hashlib.sha256(
+        json.dumps([_CACHE_FORMAT, config.to_dict(), corpus], sort_keys=True, default=str).encode()
+    ).hexdigest()
     folder = cache_folder() / "backbones" / key[:32]
     if not folder.exists():
         tokenizer = train_tokenizer(config, texts)
@@ -150,7 +154,14 @@ def train_tokenizer(config: PreTrainedConfig, texts: Callable[[], Iterable[str]]
 def train_word_pieces(
     tokenizer: Tokenizer, size: int, special: Sequence[str], texts: Callable[[], Iterable[str]]
 ) -> None:
-    """Give a tokenizer that normalises and splits as BERT's the word pieces of the texts, the special tokens first."""
+    """Give a tokenizer that normalises and splits as BERT's the word pieces of some texts.
+
+    Args:
+        tokenizer: Gets them, in place of its own.
+        size: The most tokens, special ones included.
+        special: The special tokens, which are numbered from 0.
+        texts: Reads the texts from the start, twice.
+    """
 
     def vocabulary(size: int, first: Sequence[str]) -> dict[str, int]:
         learner = Tokenizer.from_str(tokenizer.to_str())
@@ -158,10 +169,11 @@ def train_word_pieces(
         learner.train_from_iterator(texts(), trainer)
         return learner.get_vocab()
 
-    # Left to itself, the trainer numbers letters within words in an order that differs by process, and of pairs that
-    # are as frequent it joins the one with the lower numbers.
+    # Left to itself, the trainer numbers letters within words in an order that differs from one training to the next,
+    # and of pairs that are as frequent it joins the one with the lower numbers.
     within = sorted(token for token in vocabulary(0, special) if token.startswith("##"))
-    tokenizer.model = models.WordPiece(vocabulary(size, [*special, *within]), unk_token="[UNK]")
+    tokenizer.model = models.WordPiece(vocabulary(size, [*special, *within]), unk_token=tokenizer.model.unk_token)
+    tokenizer.add_special_tokens(list(special))
 
 
 def fitting(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerFast) -> PreTrainedConfig:

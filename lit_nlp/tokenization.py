@@ -317,7 +317,7 @@ def pad(sequences: Sequence[Tokens], pad_token_id: int) -> dict[str, Int[Tensor,
 def widened(batch: Mapping[str, Any], pad_token_id: int, max_length: int) -> dict[str, Any]:
     """Pad the sequences of a batch further, to one of at most eight widths between a power of two and the next.
 
-    Each is a multiple of 16, or `max_length`.
+    Each is a multiple of 8, from 64 tokens on of 16, or `max_length`.
 
     Args:
         batch: What `pad` made, with `labels` for each token or none such.
@@ -329,7 +329,7 @@ def widened(batch: Mapping[str, Any], pad_token_id: int, max_length: int) -> dic
     for name in values.keys() & batch.keys():
         if batch[name].ndim == 2 and not batch[name].is_floating_point():
             width = batch[name].shape[1]
-            missing = -width % max(16, (1 << (width - 1).bit_length()) // 16)
+            missing = -width % max(8 if width <= 64 else 16, (1 << (width - 1).bit_length()) // 16)
             wider[name] = F.pad(batch[name], (0, min(missing, max(0, max_length - width))), value=values[name])
     return wider
 

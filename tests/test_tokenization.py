@@ -259,7 +259,19 @@ def test_sequences_of_one_length_need_no_padding(tokenizer: PreTrainedTokenizerB
 
 @pytest.mark.parametrize(
     ("width", "wider"),
-    [(1, 16), (16, 16), (17, 32), (127, 128), (128, 128), (129, 144), (257, 288), (500, 512), (511, 512)],
+    [
+        (1, 8),
+        (8, 8),
+        (9, 16),
+        (63, 64),
+        (65, 80),
+        (127, 128),
+        (128, 128),
+        (129, 144),
+        (257, 288),
+        (500, 512),
+        (511, 512),
+    ],
 )
 def test_a_batch_is_widened_to_one_of_few_widths(width: int, wider: int) -> None:
     batch = {"input_ids": torch.ones(2, width, dtype=torch.int64), "attention_mask": torch.ones(2, width).long()}
@@ -274,7 +286,7 @@ def test_a_batch_is_widened_no_further_than_the_backbone_reads_and_in_what_has_a
     found = widened(batch, pad_token_id=0, max_length=22)
     assert found["input_ids"].shape == (2, 22)
     assert all(found[name] is batch[name] for name in ("labels", "row", "text"))
-    assert widened({"labels": wide}, 0, 64)["labels"][:, 20:].tolist() == [[IGNORED] * 12] * 2
+    assert widened({"labels": wide}, 0, 64)["labels"][:, 20:].tolist() == [[IGNORED] * 4] * 2
 
 
 def test_sequences_go_together_by_length_the_longest_first_and_empty_ones_nowhere() -> None:

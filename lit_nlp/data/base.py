@@ -77,7 +77,7 @@ class TextDataModule(LightningDataModule):
         max_length: Tokens of a sequence. None: what the backbone reads, at most 512.
         batch_size: Rows of a batch.
         max_tokens: Fill batches up to this many tokens, padding included, instead of counting rows. In training on a
-            GPU they are padded further, by at most an eighth or 15 tokens a sequence.
+            GPU they are padded further: a sequence by at most an eighth, or 15 tokens.
         val_fraction: Share of the training rows to validate on when `val` is absent.
         limit: At most this many rows of each split, drawn at random by `seed`.
         num_workers: Processes that prepare batches; 0 prepares them in the main process.

@@ -320,11 +320,13 @@ class _Ledger:
 
     def _texts_at_once(self, method: Method) -> int:
         """Return how many readings a batch holds."""
-        fills_passes = method.adds_up == "points"  # which are taken in rounds, of fewer and fewer texts
-        on_cpu = next(self._module.embedding_layers()[0].parameters()).device.type == "cpu"
-        if fills_passes and not on_cpu:
-            return self._options.batch_size
-        # A CPU is no faster with more texts, and with few tells its progress sooner.
+        takes_rounds = method.adds_up == "points"
+        if takes_rounds and self._targets:
+            first = self._module.pad([self._targets[0].readings[0].inputs])
+            if first["input_ids"].device.type != "cpu":
+                # Later rounds, of one or two points a text, then fill a pass. A CPU is no faster for that, and with
+                # few texts tells its progress sooner.
+                return max(1, self._options.batch_size // 2)
         return max(1, self._options.batch_size // method.together)
 
     def delta(self, target: int) -> float:

@@ -152,16 +152,13 @@ class Batch:
         return self.score_by(self.embedding_layers)(*given)
 
     def score_by(self, layers: Sequence[nn.Module]) -> Callable[..., Float[Tensor, " rows"]]:
-        """Return what scores tensors that are given in place of what some layers give, with `fixed` behind them.
-
-        Some of the texts by themselves are read without what is padding in all of them.
-        """
+        """Return what scores tensors that are given in place of what some layers give, with `fixed` behind them."""
 
         def score(*given: Tensor) -> Float[Tensor, " rows"]:
             replaced = dict(zip(layers, given, strict=False))
             weights, targets, *inputs = given[len(replaced) :]
             with _hooked(layers, lambda layer, output: _with_first(output, replaced[layer])):
-                outputs = self.module(**_narrowed(dict(zip(self.inputs, inputs, strict=True))))
+                outputs = self.module(**dict(zip(self.inputs, inputs, strict=True)))
             return weighted(self.module.score, outputs, weights, targets)
 
         return score
@@ -399,19 +396,9 @@ def _per_word(
     return torch.cat([words, rest], dim=1)
 
 
-def _narrowed(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return inputs without the last columns that are padding in all rows; what is written has no mask, and stays."""
-    if "attention_mask" not in inputs:  # as for FNet, which has no attention
-        return inputs
-    width = int(inputs["attention_mask"].sum(1).max())
-    return {name: each if name.startswith("decoder_") else each[:, :width] for name, each in inputs.items()}
-
-
 def _with_first(output: Any, tensor: Tensor) -> Any:
-    """Return a layer's output with another tensor in place of its own, or of the first of them, cut to its width."""
-    first = output[0] if isinstance(output, tuple) else output
-    cut = tensor[:, : first.shape[1]]
-    return (cut, *output[1:]) if isinstance(output, tuple) else cut
+    """Return a layer's output with another tensor in place of its own, or of the first of them."""
+    return (tensor, *output[1:]) if isinstance(output, tuple) else tensor
 
 
 @contextmanager

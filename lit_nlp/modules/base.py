@@ -287,7 +287,7 @@ class TransformerModule(LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the gradient, and let the optimizer leave out an update for which it or a loss isn't finite.
+        """Clip the gradient of what the optimizer holds, and let it leave out an update that isn't finite.
 
         Whether it was is asked at the next update or at the end of the epoch: a GPU would have to be waited for.
         A gradient scaler (float16) leaves out such updates by itself and lowers its scale.

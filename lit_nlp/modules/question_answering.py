@@ -32,6 +32,8 @@ from lit_nlp.tokenization import (
 
 _NO_ANSWER = "no answer"
 _SPANS_A_CANDIDATE = 4
+# How many windows a CPU reads at once, where nothing is learnt of them.
+_WINDOWS_AT_ONCE = 8
 # Candidates that an explanation shows.
 _SHOWN = 5
 
@@ -209,8 +211,21 @@ class QuestionAnsweringModule(TransformerModule):
         return logits.masked_fill(inputs["attention_mask"].unsqueeze(2) == 0, -torch.inf)
 
     def forward_batch(self, batch: Batch) -> Float[Tensor, "windows tokens 2"]:
-        """Return the logits of a batch, in float32."""
-        return self(**self.inputs(batch)).float()
+        """Return the logits of a batch, in float32.
+
+        A CPU reads windows that nothing is learnt of in passes of a few of like length: it is as fast with few, and
+        spared the padding of those that are shorter than others of their batch.
+        """
+        inputs = self.inputs(batch)
+        if torch.is_grad_enabled() or self.device.type != "cpu" or "attention_mask" not in inputs:
+            return self(**inputs).float()
+        mask = inputs["attention_mask"]
+        lengths = ((mask > 0) * torch.arange(1, mask.shape[1] + 1)).amax(1).tolist()
+        logits = torch.full((*mask.shape, 2), -torch.inf)
+        for some in by_length(lengths, _WINDOWS_AT_ONCE):
+            width = lengths[some[0]]
+            logits[some, :width] = self(**{name: each[some, :width] for name, each in inputs.items()}).float()
+        return logits
 
     def inputs(self, batch: Batch) -> dict[str, Tensor]:
         """Return what of a batch the model's forward takes, without the positions, of which it would make a loss."""

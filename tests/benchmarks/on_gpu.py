@@ -44,7 +44,7 @@ SMOLLM2 = (
 # Steps before the clock starts, by when all but rare shapes have been compiled for, and steps that are timed.
 _WARM, _TIMED = 100, 150
 _ROWS = 32
-# What widths of Trainer's batches are multiples of: cuDNN plans attention anew for each.
+# What widths of Trainer's batches are multiples of, where texts are long: cuDNN plans attention anew for each.
 _WIDTHS = 32
 # Trainer at its best: batches are made beside the GPU's work, and nothing waits for it.
 _BEST: dict[str, Any] = TUNED | {"dataloader_num_workers": 4, "logging_nan_inf_filter": False, "logging_steps": 50}
@@ -152,7 +152,7 @@ def _lines(
     collator: Callable[[TransformerModule], Any],
     turns: int,
 ) -> list[Line]:
-    table = datasets.Dataset.from_dict(columns)
+    table, told = datasets.Dataset.from_dict(columns), dict[str, str]()
 
     def ours(clock: Clock, compiled: bool) -> None:
         fitted = _new(module, compile=compiled)
@@ -161,6 +161,7 @@ def _lines(
             max_steps=_WARM + _TIMED, gradient_clip_val=1.0, limit_val_batches=0, callbacks=[_OurSteps(timed)]
         )
         fits.fit(fitted, data)
+        told["at most"] = _most_memory()
 
     def trainers(clock: Clock, compiled: bool) -> None:
         fitted = _new(module)
@@ -182,6 +183,7 @@ def _lines(
             fits.timed = _Timed(clock, fitted)
             fits.train()
             fits.timed.end()
+            told["Trainer at most"] = _most_memory()
 
     return rates(
         f"fit, {what}, {threads()}",
@@ -194,6 +196,7 @@ def _lines(
         },
         unit="useful GFLOP",
         turns=turns,
+        also=told,
     )
 
 
@@ -249,7 +252,12 @@ class _TheirSteps(transformers.Trainer):
 def _new(module: Callable[..., TransformerModule], **arguments: Any) -> TransformerModule:
     lightning.seed_everything(0, verbose=False)
     torch._dynamo.reset()
+    torch.cuda.reset_peak_memory_stats()
     return module(**arguments)
+
+
+def _most_memory() -> str:
+    return f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
 
 
 def _set_up(data: TextDataModule) -> None:

@@ -394,23 +394,6 @@ def test_a_layer_is_known_to_fit_by_the_passes_that_find_the_ends_of_its_way(mak
     assert not torch.equal(way.begin[0], way.end[0])
 
 
-@pytest.mark.parametrize("make", MODELS)
-def test_some_texts_of_a_batch_are_read_without_the_padding_of_longer_ones(make):
-    module = make()
-    with module.attributing():
-        long, short = module.attribution_targets([TEXTS[1], TEXTS[2]], target="positive")
-        both = Batch(
-            module, [*long.readings, *short.readings], [Features.of(long), Features.of(short)], absence=0, rows=8
-        )
-        given, widths = (*both.embeddings, *both.fixed), list[int]()
-        module.register_forward_pre_hook(
-            lambda module, _, inputs: widths.append(inputs["input_ids"].shape[1]), with_kwargs=True
-        )
-        whole, alone = both.score_at(*given), both.score_at(*(each[1:] for each in given))
-    assert widths == [len(each.readings[0].inputs["input_ids"]) for each in (long, short)]
-    torch.testing.assert_close(alone, whole[1:], rtol=1e-4, atol=1e-5)
-
-
 def test_a_model_without_attention_has_no_mask_to_be_read_by(tmp_path):
     config = FNetConfig(
         vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=2, intermediate_size=32, max_position_embeddings=64

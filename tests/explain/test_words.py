@@ -4,6 +4,7 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from lit_nlp.explain.words import Word, find_words, shares
+from lit_nlp.scratch import train_word_pieces
 
 TEXTS = [
     "Don't panic, it's only 3.5% of 1,000!",
@@ -117,7 +118,7 @@ def word_piece() -> Tokenizer:
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.train_from_iterator(TEXTS, trainers.WordPieceTrainer(vocab_size=60, special_tokens=["[UNK]"]))
+    train_word_pieces(tokenizer, 60, ["[UNK]"], lambda: TEXTS)
     return tokenizer
 
 

@@ -114,6 +114,21 @@ def test_clipping_is_torchs_own(
     assert any(not torch.equal(ours, raw) for ours, raw in zip(clipped, gradients.raw, strict=True))
 
 
+def test_what_the_optimizer_does_not_hold_is_neither_clipped_nor_part_of_the_norm(
+    module: Module, batches: Batches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted, gradients = module(), Gradients()
+    held = [name for name, _ in fitted.named_parameters() if "classifier" in name]
+    optimizer = torch.optim.AdamW([fitted.get_parameter(name) for name in held])
+    monkeypatch.setattr(fitted, "configure_optimizers", lambda: optimizer)
+    clipped = kept_when_clipped(fitted, monkeypatch)
+    plain_trainer(max_steps=1, gradient_clip_val=1e-3, callbacks=[gradients]).fit(fitted, loader(batches))
+    found = {name: each for (name, _), each in zip(fitted.named_parameters(), clipped, strict=True)}
+    assert float(torch.nn.utils.get_total_norm([found[name] for name in held])) == pytest.approx(1e-3, rel=1e-2)
+    for (name, _), raw in zip(fitted.named_parameters(), gradients.raw, strict=True):
+        assert name in held or torch.equal(found[name], raw)
+
+
 @pytest.mark.parametrize("accumulated", [1, 2])
 def test_no_gradient_of_an_earlier_step_lies_beside_the_activations(
     accumulated: int, module: Module, batches: Batches

@@ -425,6 +425,28 @@ def test_a_batch_that_is_padded_left_gives_the_same_answers_and_losses(bert: str
     torch.testing.assert_close(module.row_losses(same_logits, moved), module.row_losses(logits, batch))
 
 
+@pytest.mark.parametrize("left", [False, True])
+def test_windows_are_read_a_few_at_a_time_and_without_the_padding_of_longer_ones(
+    left: bool, bert: str, tmp_path: Path
+) -> None:
+    data = data_module(bert, tmp_path, max_length=24)
+    module = QuestionAnsweringModule(bert, **data.facts).eval()
+    batch = rows_of(data, list(range(len(ROWS))))
+    if left:
+        batch |= {name: batch[name].flip(1) for name in ("input_ids", "attention_mask", "token_type_ids")}
+    shapes: list[tuple[int, ...]] = []
+    module.model.register_forward_pre_hook(
+        lambda model, _, given: shapes.append(tuple(given["input_ids"].shape)), with_kwargs=True
+    )
+    whole = module.forward_batch(batch).detach()
+    with torch.inference_mode():
+        torch.testing.assert_close(module.forward_batch(batch), whole)
+    (all_at_once, *few), windows = shapes, len(batch["input_ids"])
+    assert sum(rows for rows, _ in few) == all_at_once[0] == windows > 8
+    assert max(rows for rows, _ in few) == 8
+    assert (min(width for _, width in few) < all_at_once[1]) == (not left)
+
+
 # Decoders
 
 
