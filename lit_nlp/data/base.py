@@ -144,6 +144,13 @@ class TextDataModule(LightningDataModule):
         """The columns that `tokenise` returns."""
         raise NotImplementedError
 
+    @cached_property
+    def window_columns(self) -> dict[str, pa.DataType]:
+        """The columns that the backbone reads, where a row is a list of windows: a number for each token of each."""
+        ids, types = pa.list_(pa.list_(pa.int32())), pa.list_(pa.list_(pa.int8()))
+        has_types = "token_type_ids" in self.tokenizer.model_input_names
+        return {"input_ids": ids, "token_type_ids": types} if has_types else {"input_ids": ids}
+
     def tokenise(self, rows: list[Row], split: Split) -> Mapping[str, list[Any]]:
         """Turn rows into the columns of `schema`."""
         raise NotImplementedError

@@ -114,9 +114,7 @@ class QuestionAnsweringDataModule(TextDataModule):
     @property
     def schema(self) -> pa.Schema:
         """One row a question; what has tokens is a list of windows."""
-        fields = dict.fromkeys((*self._inputs, "starts", "ends"), pa.list_(pa.list_(pa.int32())))
-        if "token_type_ids" in fields:
-            fields["token_type_ids"] = pa.list_(pa.list_(pa.int8()))
+        fields = self.window_columns | dict.fromkeys(("starts", "ends"), pa.list_(pa.list_(pa.int32())))
         fields |= dict.fromkeys(("start_positions", "end_positions", "no_answer_position"), pa.list_(pa.int32()))
         fields |= dict.fromkeys(("id", "question", "context", "where"), pa.string())
         fields |= dict.fromkeys(("repaired", "in_no_window"), pa.bool_())
@@ -141,7 +139,7 @@ class QuestionAnsweringDataModule(TextDataModule):
             offsets = [spans_of[window] for window in own]
             spans = answer_tokens(offsets, golds[0], row.where) if golds else [None] * len(own)
             nowhere = [no_answer[window] for window in own]
-            for name in self._inputs:
+            for name in self.window_columns:
                 columns[name].append([encoded.sequences[window][name] for window in own])
             columns["starts"].append([[start for start, _ in window] for window in offsets])
             columns["ends"].append([[end for _, end in window] for window in offsets])
@@ -161,15 +159,15 @@ class QuestionAnsweringDataModule(TextDataModule):
 
     def batch_columns(self, split: Split) -> list[str]:
         """Let texts and the tokens' characters ride along to where spans become answers again."""
-        trained = [*self._inputs, "start_positions", "end_positions"]
+        trained = [*self.window_columns, "start_positions", "end_positions"]
         asked = ["no_answer_position", "starts", "ends", "id", "question", "context"]
         if split == "train":
             return trained
-        return [*self._inputs, *asked] if split == "predict" else [*trained, *asked, "answers"]
+        return [*self.window_columns, *asked] if split == "predict" else [*trained, *asked, "answers"]
 
     def collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Pad all windows of the rows to one batch."""
-        batch: dict[str, Any] = pad_windows(rows, self._inputs, int(self.tokenizer.pad_token_id))
+        batch: dict[str, Any] = pad_windows(rows, list(self.window_columns), int(self.tokenizer.pad_token_id))
         for name in ("start_positions", "end_positions", "no_answer_position"):
             if name in rows[0]:
                 batch[name] = torch.tensor([position for row in rows for position in row[name]])
@@ -191,10 +189,6 @@ class QuestionAnsweringDataModule(TextDataModule):
     def given_of(self, rows: dict[str, list[Any]]) -> list[Any] | None:
         """Return the answers to each question, none where there is none; None where they aren't known."""
         return None if None in rows["answers"] else [list(dict.fromkeys(each)) for each in rows["answers"]]
-
-    @cached_property
-    def _inputs(self) -> list[str]:
-        return ["input_ids"] + (["token_type_ids"] if "token_type_ids" in self.tokenizer.model_input_names else [])
 
     def _identified(self, rows: Iterator[Row]) -> Iterator[Row]:
         mapped = self.columns.get("answers")

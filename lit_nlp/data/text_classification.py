@@ -108,17 +108,10 @@ class TextClassificationDataModule(TextDataModule):
     @property
     def schema(self) -> pa.Schema:
         """One row a text; `input_ids` is a list of windows."""
-        windows = pa.list_(pa.list_(pa.int32()))
-        fields: dict[str, pa.DataType] = {
-            "input_ids": windows,
-            "length": pa.int32(),
-            "truncated": pa.bool_(),
-            "where": pa.string(),
-        }
-        if "token_type_ids" in self.tokenizer.model_input_names:
-            fields["token_type_ids"] = pa.list_(pa.list_(pa.int8()))
-        label = pa.int64() if self.problem_type == "single_label" else pa.list_(pa.float32())
-        return pa.schema(fields | {"text": pa.string(), "text_pair": pa.string(), "label": label})
+        fields = {"length": pa.int32(), "truncated": pa.bool_(), "label": pa.list_(pa.float32())}
+        if self.problem_type == "single_label":
+            fields["label"] = pa.int64()
+        return pa.schema(self.window_columns | dict.fromkeys(("where", "text", "text_pair"), pa.string()) | fields)
 
     def options(self, split: Split) -> dict[str, Any]:
         """Add the classes, which decide the labels' numbers."""
@@ -139,10 +132,9 @@ class TextClassificationDataModule(TextDataModule):
             (row.values["text"], pair) if pair else row.values["text"] for row, pair in zip(rows, pairs, strict=True)
         ]
         encoded = encode(self.tokenizer, texts, max_length=self.max_length, doc_stride=self.doc_stride)
-        names = [name for name in ("input_ids", "token_type_ids") if name in self.schema.names]
-        columns: dict[str, list[Any]] = {name: [[] for _ in rows] for name in names}
+        columns: dict[str, list[Any]] = {name: [[] for _ in rows] for name in self.window_columns}
         for row, tokens in zip(encoded.row, encoded.sequences, strict=True):
-            for name in names:
+            for name in columns:
                 columns[name][row].append(tokens[name])
         return columns | {
             # What the windows take in a batch, padded to their longest.
@@ -170,13 +162,11 @@ class TextClassificationDataModule(TextDataModule):
 
     def batch_columns(self, split: Split) -> list[str]:
         """Let the texts ride along to where results show them."""
-        tensors = ["input_ids", "label"] + (["token_type_ids"] if "token_type_ids" in self.schema.names else [])
-        return tensors + ([] if split == "train" else ["text", "text_pair"])
+        return [*self.window_columns, "label"] + ([] if split == "train" else ["text", "text_pair"])
 
     def collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Pad all windows of the rows to one batch."""
-        names = [name for name in ("input_ids", "token_type_ids") if name in rows[0]]
-        batch: dict[str, Any] = pad_windows(rows, names, int(self.tokenizer.pad_token_id))
+        batch: dict[str, Any] = pad_windows(rows, list(self.window_columns), int(self.tokenizer.pad_token_id))
         if rows[0].get("label") is not None:
             batch["labels"] = torch.tensor([row["label"] for row in rows])
         texts = [name for name in ("text", "text_pair") if name in rows[0]]
