@@ -24,6 +24,7 @@ from lit_nlp.modules.backbones import check_vocabulary, load_model
 from lit_nlp.modules.optimization import freeze as freeze_parameters
 from lit_nlp.modules.optimization import parameter_groups, parameter_places, warmup_steps
 from lit_nlp.modules.rng import rng_state, set_rng_state
+from lit_nlp.modules.varlen import VARLEN, can_skip_padding
 from lit_nlp.pretrained import load_config, load_tokenizer
 from lit_nlp.targets import AttributionTarget, Label
 from lit_nlp.tokenization import Encoded, Text, Tokens, encode, pad, resolve_max_length, widened
@@ -231,10 +232,19 @@ class TransformerModule(LightningModule):
     # Training
 
     def setup(self, stage: str) -> None:
-        """Compile the model where fitting asks for it."""
+        """Choose how the model attends, where nobody did, and compile it where fitting asks for it."""
+        if self.hparams["attn_implementation"] is None and can_skip_padding(
+            self.model, self.trainer.strategy.root_device
+        ):
+            self.model.set_attn_implementation(VARLEN)
         if self.hparams["compile"] and stage == "fit":
             # The kernels of a step are many and short: recorded as a graph, a GPU needn't wait for each to be started.
             self.model.compile(dynamic=True, mode="reduce-overhead" if self._records_graphs() else "default")
+
+    def teardown(self, stage: str) -> None:
+        """Attend as anywhere else."""
+        if self.model.config._attn_implementation == VARLEN:
+            self.model.set_attn_implementation("sdpa")
 
     def on_validation_start(self) -> None:
         """Validate the plain model: to compile it for that, too, takes longer than it saves."""

@@ -1,0 +1,201 @@
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import jaxtyping
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.testing import CompileCounter
+from transformers import AutoConfig, AutoModelForTokenClassification, PreTrainedModel
+
+from lit_nlp import SentimentDataModule, SentimentModule
+from lit_nlp.modules import varlen
+from lit_nlp.modules.varlen import VARLEN, bounds, can_skip_padding
+from tests.contract import plain_trainer, write_rows
+
+SIZES = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_labels": 3}
+WITHOUT_PADDING = ["albert", "bert", "camembert", "distilbert", "electra", "modernbert", "roberta", "xlm-roberta"]
+CUDA = torch.device("cuda")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+
+
+def encoder(kind: str, **options: Any) -> PreTrainedModel:
+    config = AutoConfig.for_model(kind, **(SIZES | options), intermediate_size=24, pad_token_id=1)
+    torch.manual_seed(0)
+    return AutoModelForTokenClassification.from_config(config).eval()
+
+
+def inputs() -> dict[str, Tensor]:
+    ids = torch.tensor([[5, 6, 7, 8, 9], [5, 7, 9, 1, 1], [5, 1, 1, 1, 1]])
+    return {"input_ids": ids, "attention_mask": (ids != 1).long()}
+
+
+def read(model: PreTrainedModel) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the logits of all text, and the gradients of a function of them."""
+    given = {name: each.to(model.device) for name, each in inputs().items()}
+    model.zero_grad()
+    logits = model(**given).logits[given["attention_mask"].bool()].float()
+    logits.square().sum().backward()
+    return logits.detach(), {
+        name: part.grad.float() for name, part in model.named_parameters() if part.grad is not None
+    }
+
+
+class Kernel:
+    """Attends as the GPU's kernel does, one sequence after the other, with the formula."""
+
+    def __init__(self) -> None:
+        self.dropouts: list[float] = []
+
+    def __call__(
+        self, query: Tensor, key: Tensor, value: Tensor, of: Tensor, longest: int, dropout: float, scaling: float
+    ) -> Tensor:
+        self.dropouts.append(dropout)
+        edges, attended = of.tolist(), []
+        assert edges[0] == 0
+        assert edges[-1] == len(query)
+        for begin, end in pairwise(edges):
+            assert 0 <= end - begin <= longest
+            heads = (each[begin:end].transpose(0, 1) for each in (query, key, value))
+            q, k, v = heads
+            attended.append(((q @ k.transpose(1, 2) * scaling).softmax(2) @ v).transpose(0, 1))
+        return torch.cat(attended)
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
+    """The kernel where there is no GPU, in float32."""
+    found = Kernel()
+    monkeypatch.setattr(varlen, "_flash", found)
+    monkeypatch.setattr(varlen, "_computes_in_half", lambda _: True)
+    return found
+
+
+def test_a_text_and_its_padding_are_two_sequences() -> None:
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 0, 0, 0, 0]]).bool()
+    assert bounds(mask).tolist() == [0, 5, 5, 8, 10, 11, 15]
+    assert bounds(mask).dtype == torch.int32
+
+
+@pytest.mark.parametrize("kind", WITHOUT_PADDING)
+def test_texts_read_the_same_without_their_padding(kind: str, kernel: Kernel) -> None:
+    model = encoder(kind)
+    logits, slopes = read(model)
+    model.set_attn_implementation(VARLEN)
+    assert not kernel.dropouts
+    again, their_slopes = read(model)
+    assert set(kernel.dropouts) == {0.0}
+    torch.testing.assert_close(again, logits)
+    assert their_slopes.keys() == slopes.keys()
+    for name, slope in slopes.items():
+        torch.testing.assert_close(their_slopes[name], slope, msg=name)
+
+
+def test_layers_that_see_their_neighbours_alone_keep_their_mask(kernel: Kernel) -> None:
+    model = encoder("modernbert", num_hidden_layers=4, local_attention=2)
+    logits, _ = read(model)
+    model.set_attn_implementation(VARLEN)
+    torch.testing.assert_close(read(model)[0], logits)
+    kinds = model.config.layer_types
+    assert 0 < len(kernel.dropouts) == kinds.count("full_attention") < len(kinds)
+
+
+def test_in_full_precision_and_without_a_mask_attention_is_as_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(varlen, "_flash", None)
+    model = encoder("bert")
+    expected, unmasked = read(model)[0], model(inputs()["input_ids"]).logits
+    model.set_attn_implementation(VARLEN)
+    torch.testing.assert_close(read(model)[0], expected)
+    torch.testing.assert_close(model(inputs()["input_ids"]).logits, unmasked)
+
+
+def test_one_compilation_is_for_all_widths(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # whose checks can't be compiled
+    monkeypatch.setattr(varlen, "_flash", lambda query, *_: query)
+    monkeypatch.setattr(varlen, "_computes_in_half", lambda _: True)
+    model, compiled = encoder("bert"), CompileCounter()
+    model.set_attn_implementation(VARLEN)
+    model.compile(backend=compiled, dynamic=True)
+    for width in (5, 8, 16, 24):
+        ids = torch.full((3, width), 5)
+        model(input_ids=ids, attention_mask=(torch.arange(width) < 4).expand_as(ids).long())
+    assert compiled.frame_count == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "can"),
+    [
+        *((kind, {}, True) for kind in WITHOUT_PADDING),
+        ("mpnet", {}, False),
+        ("deberta-v2", {}, False),
+        ("bert", {"num_attention_heads": 4}, False),
+        ("bert", {"hidden_size": 1024}, False),
+    ],
+)
+def test_it_is_for_encoders_with_heads_that_the_kernel_takes(
+    kind: str, options: dict[str, Any], can: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
+    model = encoder(kind, **options)
+    assert can_skip_padding(model, CUDA) == can
+    assert not can_skip_padding(model, torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    assert not can_skip_padding(model, CUDA)
+
+
+@pytest.mark.parametrize(("chosen", "attends"), [(None, VARLEN), ("sdpa", "sdpa"), ("eager", "eager")])
+def test_a_trainer_lets_a_module_attend_so_where_nobody_chose(
+    chosen: str | None, attends: str, bert: str, tmp_path: Path, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lit_nlp.modules.base.can_skip_padding", lambda *_: True)
+    seen: list[str] = []
+
+    class Module(SentimentModule):
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+            seen.append(self.model.config._attn_implementation)
+
+    rows = [
+        {"text": text, "label": label}
+        for text in ("a film", "a film that is long")
+        for label in ("negative", "positive")
+    ]
+    data = SentimentDataModule(bert, train=write_rows(tmp_path / "train.jsonl", rows), val_fraction=0.25, batch_size=2)
+    module = Module(bert, attn_implementation=chosen)
+    before = module.model.config._attn_implementation
+    plain_trainer(max_epochs=1).fit(module, data)
+    assert set(seen) == {attends}
+    assert module.model.config._attn_implementation == before
+    assert 0.1 in kernel.dropouts if attends == VARLEN else not kernel.dropouts
+
+
+# On a GPU
+
+
+@needs_gpu
+@pytest.mark.parametrize("kind", WITHOUT_PADDING)
+def test_the_kernel_attends_as_the_formula_does(kind: str) -> None:
+    model = encoder(kind).to(CUDA)
+    expected, slopes = read(model)
+    model.set_attn_implementation(VARLEN)
+    with torch.autocast("cuda", torch.float16):
+        logits, their_slopes = read(model)
+    torch.testing.assert_close(logits, expected, rtol=0.02, atol=0.02 * float(expected.abs().max()))
+    for name, slope in slopes.items():
+        torch.testing.assert_close(
+            their_slopes[name], slope, rtol=0.1, atol=0.05 * float(slope.abs().max()) + 1e-4, msg=name
+        )
+
+
+@needs_gpu
+def test_dropout_of_attention_is_what_is_asked_for() -> None:
+    """Of values that are all 1, attention that isn't dropped gives its share times 1 / (1 - dropout): 1 in the mean."""
+    tokens, heads = 512, 4
+    query, key, value = (torch.randn(tokens, heads, 8, device=CUDA, dtype=torch.float16) for _ in range(3))
+    of = torch.tensor([0, 500, 512], device=CUDA, dtype=torch.int32)
+    ones = varlen._flash(query, key, torch.ones_like(value), of, tokens, 0.0, None)
+    torch.testing.assert_close(ones, torch.ones_like(ones))
+    dropped = varlen._flash(query, key, torch.ones_like(value), of, tokens, 0.5, None).float()
+    assert dropped.std() > 0.01
+    assert dropped.mean().item() == pytest.approx(1, abs=0.02)
