@@ -171,6 +171,17 @@ class TextToTextModule(TransformerModule):
 
     # Training
 
+    def setup(self, stage: str) -> None:
+        """Keep cuDNN from attending: it plans anew for each shape, and hardly two batches of pairs have the same."""
+        super().setup(stage)
+        self._cudnn_attends = torch.backends.cuda.cudnn_sdp_enabled()
+        torch.backends.cuda.enable_cudnn_sdp(False)
+
+    def teardown(self, stage: str) -> None:
+        """Let cuDNN attend again, where it did."""
+        super().teardown(stage)
+        torch.backends.cuda.enable_cudnn_sdp(self._cudnn_attends)
+
     def auto_class(self, config: PreTrainedConfig) -> Any:
         """Return the class that writes: a decoder alone, or behind an encoder."""
         return AutoModelForCausalLM if architecture(config) == "decoder" else AutoModelForSeq2SeqLM

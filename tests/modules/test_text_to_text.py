@@ -279,6 +279,20 @@ def test_while_fitting_validation_writes_greedily_and_after_it_with_beams(
 # Results
 
 
+def test_cudnn_does_not_plan_how_to_attend_for_each_batch(marian: str, tmp_path: Path) -> None:
+    seen: list[bool] = []
+
+    class Module(TranslationModule):
+        def on_test_batch_start(self, batch: Any, batch_idx: int) -> None:
+            seen.append(torch.backends.cuda.cudnn_sdp_enabled())
+
+    pairs = write_rows(tmp_path / "test.jsonl", [{"source": "a film", "target": "ein Film"}])
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+    plain_trainer().test(Module(marian, max_new_tokens=2), TranslationDataModule(marian, test=pairs), verbose=False)
+    assert seen == [False]
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+
+
 def test_sacrebleu_itself_scores_the_files_to_the_same_figures(marian: str, tmp_path: Path) -> None:
     data = translation_data(marian, tmp_path)
     module = TranslationModule(marian, num_beams=2, max_new_tokens=12)
