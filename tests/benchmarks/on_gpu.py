@@ -115,7 +115,7 @@ def _bert(setting: Setting, max_length: int) -> list[Line]:
     most = max_length // 32
     texts = [
         " ".join(news[(i + further) % len(news)] for further in range(draw.randint(1, most)))
-        for i in range(_ROWS * (_WARM + _TIMED + 2))
+        for i in range(_ROWS * (_WARM + _TIMED + 10))
     ]
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "train.tsv").write_text("".join(f"{text}\t{i % 2}\n" for i, text in enumerate(texts)))
