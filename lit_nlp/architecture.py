@@ -21,11 +21,15 @@ def architecture(config: PreTrainedConfig) -> Architecture:
     """
     if config.is_encoder_decoder:
         return "encoder_decoder"
-    # Some encoders, BERT among them, can also serve as decoders: what they were made for comes first.
-    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+    if is_encoder(config):
         return "encoder"
     if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         return "decoder"
     raise BackboneError(
         f"{config.model_type} is neither an encoder, a decoder nor both", mend="choose another backbone"
     )
+
+
+def is_encoder(config: PreTrainedConfig) -> bool:
+    """Return whether a model was made to read, also where it can serve as a decoder, as BERT can."""
+    return not config.is_encoder_decoder and config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES

@@ -13,11 +13,11 @@ from jaxtyping import Float, Int
 from scipy.interpolate import CubicSpline
 from torch import Tensor
 
-# So many points are taken of each line at first, and lie the denser the nearer they are to the beginning, by this
-# power: a score has mostly settled before the end (Miglani et al. 2020, "Investigating Saturation Effects in Integrated
-# Gradients"). Errors of either sign that cancel out are suffered up to so many times the tolerance. Of those tried, the
-# numbers that took the fewest gradients for words' scores as near to those of 449 points.
-FIRST_POINTS, _DENSER, _UNSIGNED = 15, 1.5, 20
+# So many points are taken of each line at first, by this power of even shares: denser near the beginning, for a score
+# has mostly settled before the end (Miglani et al. 2020, "Investigating Saturation Effects in Integrated Gradients").
+# Errors of either sign that cancel out are suffered up to so many times the tolerance. Of those tried on sentences,
+# answers and translations, the numbers with which some 18 gradients give the words' scores within 0.5 to 1.5 %.
+FIRST_POINTS, _DENSER, _UNSIGNED = 15, 1.5, 10
 # The least part of a way that is halved: float32 knows little between the ends of a smaller one.
 _NARROWEST = 2.0**-20
 
@@ -51,7 +51,7 @@ class Lines:
 
         A cubic spline through the gradients at some points is integrated from each to the next. What the credit of such
         an interval adds up to is known: the score at its end less that at its beginning. Those that are most off are
-        halved, until all of a text together are off by no more than the tolerance, and by a few times as much where
+        halved, until all of a text together are off by no more than the tolerance, and by ten times as much where
         none makes up for another. Errors of places that make up for one another within an interval aren't seen.
 
         Args:

@@ -24,7 +24,7 @@ from lit_nlp.modules.backbones import check_vocabulary, load_model
 from lit_nlp.modules.optimization import freeze as freeze_parameters
 from lit_nlp.modules.optimization import parameter_groups, parameter_places, warmup_steps
 from lit_nlp.modules.rng import rng_state, set_rng_state
-from lit_nlp.modules.varlen import VARLEN, can_skip_padding
+from lit_nlp.modules.varlen import VARLEN, can_skip_padding, skip_padding
 from lit_nlp.pretrained import load_config, load_tokenizer
 from lit_nlp.targets import AttributionTarget, Label
 from lit_nlp.tokenization import Encoded, Text, Tokens, encode, pad, resolve_max_length, widened
@@ -54,7 +54,8 @@ class TransformerModule(LightningModule):
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third slower.
         compile: Compile the model for training steps. On one GPU they then run as CUDA graphs, one recorded for each
             shape of a batch: give batches a number of rows and no budget of tokens.
-        attn_implementation: `sdpa`, `eager`, `flash_attention_2`, …; None: transformers' choice.
+        attn_implementation: `sdpa`, `eager`, `flash_attention_2`, …; None: transformers' choice, but that under a
+            Trainer, on a GPU in half precision and uncompiled, attention of most encoders skips padding.
         max_length: Tokens of a sequence when the module tokenises texts by itself. None: what the
             backbone reads, at most 512.
 
@@ -232,17 +233,17 @@ class TransformerModule(LightningModule):
     # Training
 
     def setup(self, stage: str) -> None:
-        """Choose how the model attends, where nobody did, and compile it where fitting asks for it."""
-        if self.hparams["attn_implementation"] is None and can_skip_padding(
-            self.model, self.trainer.strategy.root_device
-        ):
-            self.model.set_attn_implementation(VARLEN)
+        """Compile the model where fitting asks for it, or let it skip padding where nobody chose how to attend."""
         if self.hparams["compile"] and stage == "fit":
             # The kernels of a step are many and short: recorded as a graph, a GPU needn't wait for each to be started.
             self.model.compile(dynamic=True, mode="reduce-overhead" if self._records_graphs() else "default")
+        elif self.hparams["attn_implementation"] is None and can_skip_padding(
+            self.model, self.trainer.strategy.root_device
+        ):
+            skip_padding(self.model)
 
     def teardown(self, stage: str) -> None:
-        """Attend as anywhere else."""
+        """Give the model transformers' attention back."""
         if self.model.config._attn_implementation == VARLEN:
             self.model.set_attn_implementation("sdpa")
 
@@ -280,7 +281,7 @@ class TransformerModule(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the mean loss of the batch; whether it is finite is asked at the update."""
         if self.device.type != "cpu":
-            # For each width, cuDNN plans how to attend, and a compiled step records its graph.
+            # For each width, cuDNN plans how to attend where it does, and a compiled step records its graph.
             batch = widened(batch, self.baseline_id, self.max_length)
         losses = self.row_losses(self.forward_batch(batch), batch)
         loss = losses.sum() / self.loss_weight(batch)

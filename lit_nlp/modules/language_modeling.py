@@ -112,7 +112,7 @@ class LanguageModelingModule(TransformerModule):
         return _AUTO_CLASSES[fitting]
 
     def setup(self, stage: str) -> None:
-        """Compile the model where fitting asks for it, and make sure that packed documents don't see each other.
+        """Make sure that packed documents don't see each other, and compile the model or choose how it attends.
 
         Raises:
             BackboneError: They do.

@@ -1,6 +1,7 @@
 """What translation and generative question answering share: the loss on a target, and writing one."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, cast
 
@@ -171,24 +172,14 @@ class TextToTextModule(TransformerModule):
 
     # Training
 
-    def setup(self, stage: str) -> None:
-        """Keep cuDNN from attending: it plans anew for each shape, and hardly two batches of pairs have the same."""
-        super().setup(stage)
-        self._cudnn_attends = torch.backends.cuda.cudnn_sdp_enabled()
-        torch.backends.cuda.enable_cudnn_sdp(False)
-
-    def teardown(self, stage: str) -> None:
-        """Let cuDNN attend again, where it did."""
-        super().teardown(stage)
-        torch.backends.cuda.enable_cudnn_sdp(self._cudnn_attends)
-
     def auto_class(self, config: PreTrainedConfig) -> Any:
         """Return the class that writes: a decoder alone, or behind an encoder."""
         return AutoModelForCausalLM if architecture(config) == "decoder" else AutoModelForSeq2SeqLM
 
     def forward(self, **inputs: Int[Tensor, "rows _"]) -> Float[Tensor, "rows target vocabulary"]:
         """Return the logits of each token that follows."""
-        return cast(Tensor, self.model(**inputs, use_cache=False).logits)
+        with _without_cudnn():
+            return cast(Tensor, self.model(**inputs, use_cache=False).logits)
 
     def forward_batch(self, batch: Batch) -> Float[Tensor, "rows target vocabulary"]:
         """Return the logits of each label, as they come from the labels before it."""
@@ -453,9 +444,10 @@ class TextToTextModule(TransformerModule):
             return [[] for _ in prompts["input_ids"]]
         beams = num_beams or self.num_beams
         search = beam_search if beams > 1 else None
-        written = model.generate(
-            **prompts, num_beams=beams, length_penalty=self._penalty(beams), custom_generate=search
-        )
+        with _without_cudnn():
+            written = model.generate(
+                **prompts, num_beams=beams, length_penalty=self._penalty(beams), custom_generate=search
+            )
         begin = prompts["input_ids"].shape[1] if self.pairs.start is None else 1
         ends = model.generation_config.eos_token_id
         return [
@@ -541,3 +533,14 @@ def _until(place: int, reading: Reading) -> Reading:
 
 def _rows(batch: Batch, count: int) -> list[int | None]:
     return cast(Tensor, batch["row"]).tolist() if "row" in batch else [None] * count
+
+
+@contextmanager
+def _without_cudnn() -> Iterator[None]:
+    """Let others attend: cuDNN plans anew for each shape, and hardly two batches of pairs have the same."""
+    attends = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(attends)

@@ -12,58 +12,85 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-VARLEN = "varlen"
-# FlashAttention needs Ampere, and heads of whole eights of numbers.
-_CAPABILITY, _MULTIPLE, _LARGEST_HEAD = (8, 0), 8, 256
+from lit_nlp.architecture import is_encoder
+
+VARLEN = "lit_nlp_varlen"
+# FlashAttention 2 needs Ampere, and heads of so many numbers at most, a multiple of eight.
+_CAPABILITY, _LARGEST_HEAD, _HEAD_MULTIPLE = (8, 0), 192, 8
 _HALVES = (torch.float16, torch.bfloat16)
 
 
 def can_skip_padding(model: PreTrainedModel, device: torch.device) -> bool:
-    """Whether `VARLEN` may be the model's attention there: an encoder's, on a GPU whose torch has the kernel."""
+    """Whether `skip_padding` is for a model there: an encoder with transformers' choice of attention, on a GPU."""
     config = model.config
-    encodes = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.is_encoder_decoder
-    if not encodes or not model._supports_attention_backend or config._attn_implementation != "sdpa":
+    if device.type != "cuda" or not is_encoder(config) or not model._supports_attention_backend:
+        return False
+    if config._attn_implementation != "sdpa" or not hasattr(config, "hidden_size"):
         return False
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return (
-        head % _MULTIPLE == 0
-        and head <= _LARGEST_HEAD
-        and device.type == "cuda"
-        and torch.backends.cuda.is_flash_attention_available()
-        and torch.cuda.get_device_capability(device) >= _CAPABILITY
-    )
+    has_kernel = torch.backends.cuda.is_flash_attention_available() and torch.backends.cuda.flash_sdp_enabled()
+    capable = has_kernel and torch.cuda.get_device_capability(device) >= _CAPABILITY
+    return capable and head <= _LARGEST_HEAD and head % _HEAD_MULTIPLE == 0
+
+
+def skip_padding(model: PreTrainedModel) -> None:
+    """Let a model attend without its padding wherever it computes in half precision on a GPU; else as before.
+
+    The mask of a batch must show one run of tokens a row; padding may stand on either side of it.
+    """
+    AttentionInterface.register(VARLEN, _attend)
+    AttentionMaskInterface.register(VARLEN, _mask)
+    model.set_attn_implementation(VARLEN)
 
 
 def bounds(attention_mask: Bool[Tensor, "batch sequence"]) -> Int[Tensor, " bounds"]:
-    """Return where sequences begin and end among all tokens in a row: each text, and the padding on its right.
+    """Return where sequences begin and end among all tokens in a row: what stands before a text, it, and what follows.
 
     Padding attends to itself, so that nothing needs to be gathered and put back; no text sees it.
     """
     rows, width = attention_mask.shape
     # All in tensors: a compiled model would be compiled anew for each number that isn't.
-    begins = torch.arange(rows + 1, device=attention_mask.device) * width
-    of_texts = torch.stack([begins[:-1], begins[:-1] + attention_mask.sum(1)], dim=1)
-    return torch.cat([of_texts.flatten(), begins[-1:]]).int()
+    rows_begin = torch.arange(rows + 1, device=attention_mask.device) * width
+    texts_begin = rows_begin[:-1] + attention_mask.int().argmax(1)
+    edges = torch.stack([rows_begin[:-1], texts_begin, texts_begin + attention_mask.sum(1)], dim=1)
+    return torch.cat([edges.flatten(), rows_begin[-1:]]).int()
 
 
 def _mask(
     *,
+    q_length: int,
+    kv_length: int,
     mask_function: Callable[..., Any],
     attention_mask: Bool[Tensor, "batch sequence"] | None = None,
     dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
     **options: Any,
 ) -> Tensor | None:
-    """Return `bounds` where all of a text attends to all of it in half precision; else what `sdpa` takes."""
-    if attention_mask is not None and mask_function is bidirectional_mask_function and _computes_in_half(dtype):
+    """Return `bounds` where all of a text attends to all of it, by the kernel; else what `sdpa` takes."""
+    # transformers 5.23 tells by the function itself that nothing but padding is masked.
+    whole = mask_function is bidirectional_mask_function and q_length == kv_length
+    if attention_mask is not None and whole and _has_kernel(dtype, torch.device(device)):
         return bounds(attention_mask)
-    return sdpa_mask(mask_function=mask_function, attention_mask=attention_mask, dtype=dtype, **options)
+    return sdpa_mask(
+        q_length=q_length,
+        kv_length=kv_length,
+        mask_function=mask_function,
+        attention_mask=attention_mask,
+        dtype=dtype,
+        device=device,
+        **options,
+    )
 
 
-def _computes_in_half(dtype: torch.dtype) -> bool:
-    """Whether matrix products of tensors of this type give half precision on a GPU."""
-    return (torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else dtype) in _HALVES
+def _has_kernel(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether tensors of this type are multiplied in half precision there."""
+    return device.type == "cuda" and _product_type(dtype) in _HALVES
+
+
+def _product_type(dtype: torch.dtype) -> torch.dtype:
+    """Return the type in which a GPU multiplies tensors of this type."""
+    return torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else dtype
 
 
 def _attend(
@@ -81,7 +108,9 @@ def _attend(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
         )
     rows, _, width, _ = query.shape
-    query, key, value = (each.transpose(1, 2).flatten(0, 1) for each in (query, key, value))
+    # Autocast knows SDPA and not the kernel; and rotary positions may leave queries and keys in float32.
+    half = _product_type(value.dtype)
+    query, key, value = (each.transpose(1, 2).flatten(0, 1).to(half) for each in (query, key, value))
     return _flash(query, key, value, attention_mask, width, dropout, scaling).unflatten(0, (rows, width)), None
 
 
@@ -89,18 +118,14 @@ def _flash(
     query: Float[Tensor, "tokens heads head"],
     key: Float[Tensor, "tokens key_heads head"],
     value: Float[Tensor, "tokens key_heads head"],
-    of: Int[Tensor, " bounds"],
+    edges: Int[Tensor, " bounds"],
     longest: int,
     dropout: float,
     scaling: float | None,
 ) -> Float[Tensor, "tokens heads head"]:
-    """Attend within each sequence: FlashAttention 2 (Dao 2023)."""
-    # `torch.nn.attention.varlen` calls the same kernel, but has no dropout.
+    """Attend within each sequence: Dao 2023, "FlashAttention-2: Faster Attention with Better Parallelism"."""
+    # `torch.nn.attention.varlen` (torch 2.13) calls the same kernel, but has no dropout.
     attended: Tensor = torch.ops.aten._flash_attention_forward(
-        query, key, value, of, of, longest, longest, dropout, False, False, scale=scaling
+        query, key, value, edges, edges, longest, longest, dropout, False, False, scale=scaling
     )[0]
     return attended
-
-
-AttentionInterface.register(VARLEN, _attend)
-AttentionMaskInterface.register(VARLEN, _mask)

@@ -280,17 +280,17 @@ def test_while_fitting_validation_writes_greedily_and_after_it_with_beams(
 
 
 def test_cudnn_does_not_plan_how_to_attend_for_each_batch(marian: str, tmp_path: Path) -> None:
-    seen: list[bool] = []
-
-    class Module(TranslationModule):
-        def on_test_batch_start(self, batch: Any, batch_idx: int) -> None:
-            seen.append(torch.backends.cuda.cudnn_sdp_enabled())
-
-    pairs = write_rows(tmp_path / "test.jsonl", [{"source": "a film", "target": "ein Film"}])
-    assert torch.backends.cuda.cudnn_sdp_enabled()
-    plain_trainer().test(Module(marian, max_new_tokens=2), TranslationDataModule(marian, test=pairs), verbose=False)
-    assert seen == [False]
-    assert torch.backends.cuda.cudnn_sdp_enabled()
+    data, module, seen = translation_data(marian, tmp_path), TranslationModule(marian, max_new_tokens=2), set[bool]()
+    for part in module.model.model.encoder.layers[0], module.model.model.decoder.layers[0]:
+        part.register_forward_pre_hook(lambda *_: seen.add(torch.backends.cuda.cudnn_sdp_enabled()))
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    plain_trainer().fit(module, data)
+    module.predict_texts(["a film"])
+    assert seen == {False}
+    module.model.model.decoder.register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        module.predict_texts(["a film"])
+    assert torch.backends.cuda.cudnn_sdp_enabled() == before
 
 
 def test_sacrebleu_itself_scores_the_files_to_the_same_figures(marian: str, tmp_path: Path) -> None:

@@ -1,3 +1,5 @@
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -7,23 +9,45 @@ import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
-from transformers import AutoConfig, AutoModelForTokenClassification, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedModel,
+)
 
 from lit_nlp import SentimentDataModule, SentimentModule
 from lit_nlp.modules import varlen
-from lit_nlp.modules.varlen import VARLEN, bounds, can_skip_padding
+from lit_nlp.modules.varlen import VARLEN, bounds, can_skip_padding, skip_padding
 from tests.contract import plain_trainer, write_rows
 
 SIZES = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_labels": 3}
-WITHOUT_PADDING = ["albert", "bert", "camembert", "distilbert", "electra", "modernbert", "roberta", "xlm-roberta"]
+WITHOUT_PADDING = [
+    "albert",
+    "bert",
+    "camembert",
+    "distilbert",
+    "electra",
+    "eurobert",
+    "jina_embeddings_v3",
+    "modernbert",
+    "nomic_bert",
+    "roberta",
+    "xlm-roberta",
+]
 CUDA = torch.device("cuda")
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+needs_gpu = pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0),
+    reason="there is no GPU with FlashAttention",
+)
 
 
 def encoder(kind: str, **options: Any) -> PreTrainedModel:
-    config = AutoConfig.for_model(kind, **(SIZES | options), intermediate_size=24, pad_token_id=1)
+    sizes = {**SIZES, "num_key_value_heads": 1} if kind == "eurobert" else SIZES
+    config = AutoConfig.for_model(kind, **(sizes | options), intermediate_size=24, pad_token_id=1)
     torch.manual_seed(0)
-    return AutoModelForTokenClassification.from_config(config).eval()
+    auto_class = AutoModelForSequenceClassification if kind == "bart" else AutoModelForTokenClassification
+    return auto_class.from_config(config).eval()
 
 
 def inputs() -> dict[str, Tensor]:
@@ -42,47 +66,72 @@ def read(model: PreTrainedModel) -> tuple[Tensor, dict[str, Tensor]]:
     }
 
 
+@contextmanager
+def autocast_of_a_gpu(dtype: torch.dtype) -> Iterator[None]:
+    """What `torch.autocast` sets where there is a GPU, and doesn't where there is none."""
+    before = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+    try:
+        torch.set_autocast_enabled("cuda", True)
+        torch.set_autocast_dtype("cuda", dtype)
+        yield
+    finally:
+        torch.set_autocast_enabled("cuda", before[0])
+        torch.set_autocast_dtype("cuda", before[1])
+
+
 class Kernel:
     """Attends as the GPU's kernel does, one sequence after the other, with the formula."""
 
     def __init__(self) -> None:
         self.dropouts: list[float] = []
+        self.types: set[torch.dtype] = set()
 
     def __call__(
         self, query: Tensor, key: Tensor, value: Tensor, of: Tensor, longest: int, dropout: float, scaling: float
     ) -> Tensor:
         self.dropouts.append(dropout)
+        self.types |= {query.dtype, key.dtype, value.dtype}
         edges, attended = of.tolist(), []
         assert edges[0] == 0
         assert edges[-1] == len(query)
         for begin, end in pairwise(edges):
             assert 0 <= end - begin <= longest
-            heads = (each[begin:end].transpose(0, 1) for each in (query, key, value))
-            q, k, v = heads
+            q, k, v = (each[begin:end].transpose(0, 1) for each in (query, key, value))
+            k, v = (each.repeat_interleave(len(q) // len(each), dim=0) for each in (k, v))
             attended.append(((q @ k.transpose(1, 2) * scaling).softmax(2) @ v).transpose(0, 1))
         return torch.cat(attended)
 
 
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
-    """The kernel where there is no GPU, in float32."""
+    """The kernel where there is no GPU, in whatever type it is given."""
     found = Kernel()
     monkeypatch.setattr(varlen, "_flash", found)
-    monkeypatch.setattr(varlen, "_computes_in_half", lambda _: True)
+    monkeypatch.setattr(varlen, "_has_kernel", lambda *_: True)
     return found
 
 
-def test_a_text_and_its_padding_are_two_sequences() -> None:
-    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 0, 0, 0, 0]]).bool()
-    assert bounds(mask).tolist() == [0, 5, 5, 8, 10, 11, 15]
+def test_a_text_and_the_padding_on_either_side_are_sequences_of_their_own() -> None:
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [0, 1, 1, 0, 0], [0, 0, 0, 0, 1]]).bool()
+    assert bounds(mask).tolist() == [0, 0, 5, 5, 5, 8, 10, 11, 13, 15, 19, 20, 20]
     assert bounds(mask).dtype == torch.int32
+
+
+def test_padding_may_stand_on_the_left(kernel: Kernel) -> None:
+    model = encoder("bert")
+    given = {name: each.flip(1) for name, each in inputs().items()}
+    real = given["attention_mask"].bool()
+    logits = model(**given).logits[real]
+    skip_padding(model)
+    torch.testing.assert_close(model(**given).logits[real], logits)
+    assert kernel.dropouts
 
 
 @pytest.mark.parametrize("kind", WITHOUT_PADDING)
 def test_texts_read_the_same_without_their_padding(kind: str, kernel: Kernel) -> None:
     model = encoder(kind)
     logits, slopes = read(model)
-    model.set_attn_implementation(VARLEN)
+    skip_padding(model)
     assert not kernel.dropouts
     again, their_slopes = read(model)
     assert set(kernel.dropouts) == {0.0}
@@ -95,27 +144,47 @@ def test_texts_read_the_same_without_their_padding(kind: str, kernel: Kernel) ->
 def test_layers_that_see_their_neighbours_alone_keep_their_mask(kernel: Kernel) -> None:
     model = encoder("modernbert", num_hidden_layers=4, local_attention=2)
     logits, _ = read(model)
-    model.set_attn_implementation(VARLEN)
+    skip_padding(model)
     torch.testing.assert_close(read(model)[0], logits)
     kinds = model.config.layer_types
     assert 0 < len(kernel.dropouts) == kinds.count("full_attention") < len(kinds)
 
 
-def test_in_full_precision_and_without_a_mask_attention_is_as_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_cpu_and_without_a_mask_attention_is_as_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(varlen, "_flash", None)
     model = encoder("bert")
-    expected, unmasked = read(model)[0], model(inputs()["input_ids"]).logits
-    model.set_attn_implementation(VARLEN)
-    torch.testing.assert_close(read(model)[0], expected)
-    torch.testing.assert_close(model(inputs()["input_ids"]).logits, unmasked)
+    with torch.autocast("cpu", torch.bfloat16), autocast_of_a_gpu(torch.bfloat16):
+        expected, unmasked = read(model)[0], model(inputs()["input_ids"]).logits
+        skip_padding(model)
+        torch.testing.assert_close(read(model)[0], expected)
+        torch.testing.assert_close(model(inputs()["input_ids"]).logits, unmasked)
+
+
+@pytest.mark.parametrize("kind", WITHOUT_PADDING)
+def test_the_kernel_is_given_one_half_precision(kind: str, kernel: Kernel) -> None:
+    model = encoder(kind)
+    skip_padding(model)
+    with torch.autocast("cpu", torch.bfloat16), autocast_of_a_gpu(torch.bfloat16):
+        model(**inputs())
+    assert kernel.types == {torch.bfloat16}
+
+
+def test_the_kernel_is_for_half_precision_on_a_gpu() -> None:
+    assert varlen._has_kernel(torch.float16, CUDA)
+    assert not varlen._has_kernel(torch.float32, CUDA)
+    assert not varlen._has_kernel(torch.float16, torch.device("cpu"))
+    with autocast_of_a_gpu(torch.bfloat16):
+        assert varlen._has_kernel(torch.float32, CUDA)
+    with autocast_of_a_gpu(torch.float32):
+        assert not varlen._has_kernel(torch.float32, CUDA)
 
 
 def test_one_compilation_is_for_all_widths(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # whose checks can't be compiled
     monkeypatch.setattr(varlen, "_flash", lambda query, *_: query)
-    monkeypatch.setattr(varlen, "_computes_in_half", lambda _: True)
+    monkeypatch.setattr(varlen, "_has_kernel", lambda *_: True)
     model, compiled = encoder("bert"), CompileCounter()
-    model.set_attn_implementation(VARLEN)
+    skip_padding(model)
     model.compile(backend=compiled, dynamic=True)
     for width in (5, 8, 16, 24):
         ids = torch.full((3, width), 5)
@@ -129,6 +198,9 @@ def test_one_compilation_is_for_all_widths(monkeypatch: pytest.MonkeyPatch) -> N
         *((kind, {}, True) for kind in WITHOUT_PADDING),
         ("mpnet", {}, False),
         ("deberta-v2", {}, False),
+        ("bart", {}, False),
+        ("llama", {}, False),
+        ("bert", {"attn_implementation": "eager"}, False),
         ("bert", {"num_attention_heads": 4}, False),
         ("bert", {"hidden_size": 1024}, False),
     ],
@@ -175,12 +247,15 @@ def test_a_trainer_lets_a_module_attend_so_where_nobody_chose(
 
 @needs_gpu
 @pytest.mark.parametrize("kind", WITHOUT_PADDING)
-def test_the_kernel_attends_as_the_formula_does(kind: str) -> None:
+def test_the_kernel_attends_as_the_formula_does(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = encoder(kind).to(CUDA)
     expected, slopes = read(model)
-    model.set_attn_implementation(VARLEN)
+    attend, calls = varlen._flash, list[int]()
+    monkeypatch.setattr(varlen, "_flash", lambda *given: calls.append(len(given[0])) or attend(*given))
+    skip_padding(model)
     with torch.autocast("cuda", torch.float16):
         logits, their_slopes = read(model)
+    assert calls
     torch.testing.assert_close(logits, expected, rtol=0.02, atol=0.02 * float(expected.abs().max()))
     for name, slope in slopes.items():
         torch.testing.assert_close(
