@@ -179,6 +179,8 @@ class LitNLPTrainer(Trainer):
             problem = f"row {png} is none of those that are explained"
             raise ConfigError(problem, where="explain.png", mend=f"these are {some}; limit draws more")
         require(text is None or not rationales, "rationales are of rows of a split, not of --text", "explain")
+        if influence:
+            _check_influence(model, datamodule, ckpt_path)
         folder = usable_folder(Path(output or "reports"))
         module: Any = model.to(self.strategy.root_device)
         asked: dict[str, Any] = {**chosen, "target": target, "contrast": contrast, "labels": drawn.given}
@@ -198,14 +200,15 @@ class LitNLPTrainer(Trainer):
         shown = _influences(module, datamodule, ckpt_path, drawn, chosen["batch_size"]) if influence else None
         for each in attributions if text is not None else ():
             words = ", ".join(f"{word.text} {word.score:+.2f}" for word in each.strongest(_STRONGEST))
-            rank_zero_info(f"{each.prediction}; {each.target} ({each.method}): {words}")
+            special = f"; special tokens {each.special_score:+.2f}" if abs(each.special_score) >= 0.005 else ""
+            rank_zero_info(f"{each.prediction}; {each.target} ({each.method}): {words}{special}")
         facts = {
             "Checkpoint": str(ckpt_path),
             "Backbone": model.hparams["backbone"],
             "Taken from": "the command line" if text else f"{split}, {_share(drawn)}",
             "Explained": ", ".join(_as_list(target)) or ("the data's targets" if reference else "what the model says"),
             **({"Rather than": contrast} if contrast else {}),
-            "Seed": str(chosen["seed"]),
+            **Options(**chosen).facts(),
         }
         page = write_report(
             attributions,
@@ -645,12 +648,8 @@ def _product_seconds(matrix: torch.Tensor) -> float:
     return perf_counter() - start
 
 
-def _influences(
-    module: Any, datamodule: LightningDataModule | None, ckpt_path: str | None, drawn: Drawn, batch_size: int
-) -> dict[int, list[dict[str, Any]]]:
-    """Return what the checkpoints beside the one that is explained tell of training examples, by text."""
-    from lit_nlp.explain.influence import influences
-
+def _check_influence(module: LightningModule, datamodule: LightningDataModule | None, ckpt_path: str | None) -> None:
+    """Make sure that the data is what the checkpoint was trained on, before anything is explained."""
     if not isinstance(datamodule, TextDataModule) or ckpt_path is None:
         raise ConfigError("influence needs the training data and a run's checkpoints", where="explain.influence")
     datamodule.setup("fit")
@@ -661,6 +660,14 @@ def _influences(
             where="data.train",
             mend="give --data.train, and with it --data.limit, as in training",
         )
+
+
+def _influences(
+    module: Any, datamodule: Any, ckpt_path: Any, drawn: Drawn, batch_size: int
+) -> dict[int, list[dict[str, Any]]]:
+    """Return what the checkpoints beside the one that is explained tell of training examples, by text."""
+    from lit_nlp.explain.influence import influences
+
     checkpoints = sorted(Path(ckpt_path).parent.glob("*.ckpt"))
     # The error of a score is its distance from what the data says: from what the module says it has none.
     labels = drawn.given if getattr(module, "problem_type", None) == "regression" else None

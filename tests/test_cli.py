@@ -145,6 +145,27 @@ def test_explain_shows_training_examples_that_spoke_for_a_prediction(project: Pa
     assert "train.jsonl, line " in page
 
 
+def test_influence_by_other_rows_is_refused_before_anything_is_explained(
+    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = fitted()
+    monkeypatch.setattr("lit_nlp.explain.attribute", lambda *_, **__: pytest.fail("explained"))
+    Path("fewer.jsonl").write_text("".join(Path("train.jsonl").read_text().splitlines(keepends=True)[1:]))
+    arguments = ["--text", GOOD[0], "--influence", "true", "--data.train", "fewer.jsonl"]
+    assert lit_nlp("explain", "--ckpt_path", checkpoint, *arguments) == 2
+    assert "data.train: the checkpoint was trained on rows of " in capsys.readouterr().err
+
+
+def test_what_explanations_hang_on_is_told(project: Path, caplog: pytest.LogCaptureFixture) -> None:
+    layer = ["--method", "layer_integrated_gradients", "--layer", "model.bert.encoder.layer.1", "--baseline", "mask"]
+    assert lit_nlp("explain", "--ckpt_path", fitted(), "--text", GOOD[0], *layer) == 0
+    assert "(layer_integrated_gradients): " in caplog.text
+    facts = json.loads(Path("reports/sentiment/report.json").read_text())["facts"]
+    assert facts["Layer"] == "model.bert.encoder.layer.1"
+    assert facts["Blank words are"] == "[mask]"
+    assert {"Tolerance", "Seed"} < facts.keys()
+
+
 def test_a_second_run_neither_fails_nor_overwrites(project: Path) -> None:
     first = Path(fitted()).read_bytes()
     assert lit_nlp("fit") == 0

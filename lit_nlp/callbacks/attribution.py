@@ -17,6 +17,7 @@ from lit_nlp.explain.attribution import by_row
 from lit_nlp.explain.methods import methods_of
 from lit_nlp.explain.options import Options
 from lit_nlp.modules.text_classification import TextClassificationModule
+from lit_nlp.modules.text_to_text import TextToTextModule
 
 # Among so many texts, the most wrong ones are looked for.
 _SEARCHED = 1000
@@ -58,10 +59,10 @@ class AttributionCallback(Callback):
         known = [*(field.name for field in fields(Options)), "target", "contrast"]
         for name in options or {}:
             known_name(name, known, "AttributionCallback.options")
-        chosen = Options(
+        self.chosen = Options(
             **{name: value for name, value in (options or {}).items() if name not in ("target", "contrast")}
         )
-        methods_of([chosen.method], chosen)
+        methods_of([self.chosen.method], self.chosen)
         self.folder, self.every_n_epochs, self.select, self.limit = folder, every_n_epochs, select, limit
         self.split, self.options = split, options or {}
 
@@ -76,17 +77,24 @@ class AttributionCallback(Callback):
         """Refuse what would only fail after an epoch.
 
         Raises:
-            ConfigError: The strategy shards the model, the data holds no texts, or nothing can be wrong.
+            ConfigError: The strategy shards the model, the data holds no texts or not the rows, nothing can be wrong,
+                or an option isn't one of the module's.
         """
         if stage not in ("fit", "test"):
             return
-        if not isinstance(getattr(trainer, "datamodule", None), TextDataModule):
+        data = getattr(trainer, "datamodule", None)
+        if not isinstance(data, TextDataModule):
             raise ConfigError("explanations need texts", where="AttributionCallback", mend="fit with a data module")
         if self.select == "wrong" and not isinstance(pl_module, TextClassificationModule):
             mend = "choose random, or rows by their numbers"
             raise ConfigError("only classes can be wrong", where="AttributionCallback.select", mend=mend)
         if isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy):
             raise ConfigError("a model in shards can't be explained while it fits", where="AttributionCallback")
+        split: Split = self.split if stage == "fit" else "test"
+        module: Any = pl_module
+        drawn = data.rows(split, self.select) if isinstance(self.select, list) else data.drawn(split, 1)
+        if not isinstance(module, TextToTextModule):  # which writes other tokens before it has learnt to
+            attribute(module, drawn.texts[:1], **self.options)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Explain by the last weights."""
@@ -106,7 +114,7 @@ class AttributionCallback(Callback):
         attributions = by_row(attribute(module, drawn.texts, labels=drawn.given, **self.options), drawn.rows)
         folder = self._folder(trainer) / "attributions" / name
         title = f"Why the model decided: {name.replace('-', ' ')}"
-        page = write_report(attributions, folder, title=title, facts={"Taken from": split})
+        page = write_report(attributions, folder, title=title, facts={"Taken from": split, **self.chosen.facts()})
         rank_zero_info(f"Report: {page}")
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):

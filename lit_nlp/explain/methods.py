@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from captum._utils.models.linear_model import SkLearnLinearRegression
 from jaxtyping import Float
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from lit_nlp.errors import ConfigError, did_you_mean, known_name
@@ -28,6 +29,8 @@ Accounted = tuple[Credit, Float[Tensor, " batch"]]
 _FEW_WORDS = 8
 _ORDERS = 50
 _POINTS, _PARTS = 128, 64
+# With fewer coalitions, least squares follow the draw: on a sentence of 42 words two seeds agree by 0.3 to 0.6.
+_SAMPLES_PER_WORD = 4
 _OCCLUDED = 2
 
 
@@ -338,6 +341,11 @@ def _with_complements(draw: Callable[..., Any]) -> Callable[..., Tensor]:
 def _draws(game: Game, options: Options) -> dict[str, int]:
     """Return enough coalitions for least squares to be stable."""
     enough = 2**_FEW_WORDS if game.words <= _FEW_WORDS else max(2**_FEW_WORDS, 24 * game.words)
+    if options.samples is not None and options.samples < _SAMPLES_PER_WORD * game.words:
+        rank_zero_warn(
+            f"samples={options.samples} is too few for texts of {game.words} words: their scores hang on the seed more"
+            f" than on the model; leave samples out, which takes {enough}, or give {_SAMPLES_PER_WORD} a word at least"
+        )
     return {"n_samples": options.samples or enough, "perturbations_per_eval": game.readings[0].rows}
 
 

@@ -44,3 +44,15 @@ class Options:
             raise ConfigError(f"samples must be at least 2, got {self.samples}", where="samples")
         if self.head is not None and self.head < 0:
             raise ConfigError(f"heads are counted from 0, got {self.head}", where="head")
+
+    def facts(self) -> dict[str, str]:
+        """Return what a report's readers should know of them: what other scores hang on."""
+        given = {
+            "Blank words are": f"[{self.baseline}]",
+            "Layer": self.layer,
+            "Head": self.head,
+            "Samples": self.samples,
+            "Tolerance": f"{self.tolerance:.2g}",
+            "Seed": self.seed,
+        }
+        return {name: str(value) for name, value in given.items() if value is not None}

@@ -14,6 +14,7 @@ from matplotlib.font_manager import get_font_names
 
 from lit_nlp.errors import UserError
 from lit_nlp.explain.attribution import Attribution
+from lit_nlp.explain.methods import METHODS
 from lit_nlp.explain.report import Card, View, level, percent, plain, short, signed, to_cards
 from lit_nlp.files import written_whole
 
@@ -70,6 +71,8 @@ def draw(card: Card) -> Figure:
     verdict = {"right": "Right · ", "wrong": "Wrong · ", "": ""}[card.verdict]
     pen.caption(verdict + head, size=11.0, colour=_INK)
     pen.caption(f"Explained: {view.target}, by {plain(view.method)}")
+    if view.method in METHODS:
+        pen.caption(METHODS[view.method].about)
     for at, part in enumerate(view.parts):
         if len(view.parts) > 1:
             pen.caption(card.parts[part].name)
@@ -135,8 +138,9 @@ class _Pen:
         """Draw the strongest words for and against, and the probabilities, side by side."""
         spoken = bool(view.probabilities)
         titles = ["Speaks for", "Speaks against"] if spoken else ["Raises", "Lowers"]
+        told = signed if view.signed else "{:.3g}".format
         columns = [
-            (title, [(card.parts[view.parts[p]].names[w], view.scores[p][w] / view.scale, signed(view.scores[p][w]))
+            (title, [(card.parts[view.parts[p]].names[w], view.scores[p][w] / view.scale, told(view.scores[p][w]))
                      for p, w in view.strongest[which]])
             for which, title in enumerate(titles if view.signed else ["Counts most for"])
         ]  # fmt: skip

@@ -11,7 +11,7 @@ import math
 from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -186,10 +186,11 @@ def write_report(
     influences: Mapping[int, Sequence[Mapping[str, Any]]] | None = None,
     png: int | None = None,
 ) -> Path:
-    """Write `index.html` and, beside it, `attributions.jsonl`; return the page's path.
+    """Write `index.html` and, beside it, `attributions.jsonl` and `report.json`; return the page's path.
 
-    The page needs no network and runs no code but its own. The other file holds each attribution as
-    an object a line, in the order given. Earlier files of these names are kept, as `index-1.html`.
+    The page needs no network and runs no code but its own. The second file holds each attribution as an object a line,
+    in the order given; the third what the page tells of them all: title, facts, and how the methods compare. Earlier
+    files of these names are kept, as `index-1.html`.
 
     Args:
         attributions: What to show; those of a row share a card.
@@ -216,6 +217,9 @@ def write_report(
         told = f"rows {rows[0]} to {rows[-1]}" if rows else "no rows"
         raise ConfigError(f"there is no row {png}, only {told}" if rows else f"there is no row {png}", where="png")
     write_jsonl(folder / "attributions.jsonl", (_object(each, influences) for each in attributions))
+    compared = asdict(comparison) if comparison else None
+    told_of_all = {"title": title, "facts": dict(facts), "comparison": compared}
+    write_text(folder / "report.json", json.dumps(told_of_all, ensure_ascii=False, indent=1) + "\n")
     page = render(attributions, title=title, facts=facts, comparison=comparison, influences=influences)
     write_text(folder / "index.html", page)
     if pictured:
@@ -245,6 +249,7 @@ def render(
     trusted = comparison.trusted if comparison else None
     cards = to_cards(attributions, trusted=trusted, influences=influences or {})
     style, script = (Markup((_TEMPLATES / name).read_text("utf-8")) for name in ("report.css", "report.js"))
+    used = list(dict.fromkeys(each.method for each in attributions if each.method in METHODS))
     compact = partial(json.dumps, ensure_ascii=False, separators=(",", ":"), default=vars)
     return environment.get_template("report.html.j2").render(
         title=title,
@@ -252,8 +257,8 @@ def render(
         cards=cards,
         page=_PAGE,
         kinds={view.kind for card in cards for view in card.views[:1]},
-        methods={name: METHODS[name].about for each in attributions if (name := each.method) in METHODS},
-        delta=any(each.convergence_delta is not None for each in attributions),
+        methods={name: METHODS[name].about for name in used},
+        adding=[name for name in used if METHODS[name].adds_up in ("points", "construction")],
         converged=[each.converged for each in attributions if each.converged is not None],
         overview=overview(cards),
         counted=sorted({card.views[0].method for card in cards}),
@@ -454,13 +459,18 @@ def _view(each: Attribution, parts: list[int], starts: Sequence[int], place: int
         scale=scale,
         strongest=(_strongest(scores, scale, 1), _strongest(scores, scale, -1)),
         mark=(bisect_left(starts, span[0]), bisect_left(starts, span[1])) if span else None,
-        read=sum(word.start < span[0] for word in each.pair_words) if span and each.kind == "token" else None,
+        read=_read(each.pair_words, span[0]) if span and each.kind == "token" else None,
         probabilities=probable,  # whole: rounded twice, they would contradict the prediction's
         others=len(ranked) - len(probable),
         notes=notes,
         warning=warning,
         signed=each.method not in METHODS or METHODS[each.method].signed,
     )
+
+
+def _read(words: Sequence[Word], written: int) -> int:
+    """Return how many words were there, in whole or in part, when as many characters were written."""
+    return max((i for i, word in enumerate(words, start=1) if word.start < written or word.score), default=0)
 
 
 def _strongest(scores: Sequence[Sequence[float]], scale: float, sign: int) -> list[tuple[int, int]]:
@@ -482,10 +492,12 @@ def _notes(each: Attribution) -> tuple[list[str], str]:
     if each.converged is None:
         return [f"The scores sum to {signed(total)}: by this method they add up, however good they are.{rest}"], ""
     delta = signed(each.convergence_delta)
-    change = f"Together the words change the score by {signed(total)}.{rest}"
     if each.converged:
+        change = f"Together the words change the score by {signed(total)}.{rest}"
         return [change, f"The scores add up (converged, delta {delta})."], ""
-    return [change], f"The scores don’t add up: read them with care (not converged, delta {delta})."
+    return [
+        f"The scores sum to {signed(total)}.{rest}"
+    ], f"The scores don’t add up: read them with care (not converged, delta {delta})."
 
 
 def _verdict(each: Attribution) -> str:

@@ -19,6 +19,7 @@ from lit_nlp import (
 from lit_nlp.errors import ConfigError
 from tests.backbones import CORPUS
 from tests.contract import plain_trainer, write_rows
+from tests.modules.fitting import Watcher
 
 LABELS = ["cold", "hot"]
 
@@ -92,6 +93,26 @@ def test_what_a_run_cannot_give_is_told_before_its_first_step(bert: str, data: A
         plain_trainer(callbacks=[callback(tmp_path)]).fit(classes, DataLoader([]))
     with pytest.raises(ConfigError, match=r"AttributionCallback\.select: only classes can be wrong"):
         plain_trainer(callbacks=[callback(tmp_path, select="wrong")]).fit(spans, data)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"select": [9]}, "9"),
+        ({"options": {"target": "nonsense"}}, "nonsense"),
+        ({"options": {"method": "layer_integrated_gradients", "layer": "model.nope"}}, "no layer 'model.nope'"),
+        ({"options": {"method": "attention", "head": 77}}, "77"),
+        ({"options": {"baseline": "zero"}}, "zero"),
+    ],
+)
+def test_what_a_model_cannot_give_is_told_before_its_first_step(
+    arguments: dict[str, Any], message: str, bert: str, data: Any, tmp_path: Path
+) -> None:
+    module, steps = TextClassificationModule(bert, labels=LABELS), list[int]()
+    watcher = Watcher(on_train_batch_start=lambda module: steps.append(module.global_step))
+    with pytest.raises(ConfigError, match=message):
+        plain_trainer(callbacks=[AttributionCallback(str(tmp_path), **arguments), watcher]).fit(module, data)
+    assert not steps
 
 
 def test_tensorboard_shows_words_whose_markup_is_text(bert: str, tmp_path: Path) -> None:

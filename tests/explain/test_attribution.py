@@ -1,6 +1,7 @@
 import itertools
 import json
 import math
+import warnings
 from dataclasses import asdict
 from functools import partial
 from types import SimpleNamespace
@@ -228,6 +229,16 @@ def test_every_method_is_the_same_alone_and_in_any_batch_and_by_its_seed(method:
     other = attribute(module, texts, **with_samples(method, 32), max_steps=32, seed=8)
     draws = {"gradient_shap", "shapley_value_sampling", "kernel_shap", "lime", "random"}
     assert (scores(other[0]) != scores(together[0])) == (method in draws)
+
+
+@pytest.mark.parametrize("method", ["lime", "kernel_shap"])
+def test_samples_that_are_too_few_are_told(method: str):
+    module = fakes.bert()
+    with pytest.warns(UserWarning, match=r"samples=8 is too few for texts of 5 words"):
+        attribute(module, ["a good film not bad"], method=method, samples=8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        attribute(module, ["a good film not bad"], method=method, samples=20)
 
 
 def test_sampling_gives_stable_results_without_being_told_how_often():

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, Literal
@@ -219,6 +219,23 @@ def test_scores_that_do_not_add_up_or_need_not_are_told(tmp_path):
     assert "needn’t add up to anything. Special tokens, which are no word, have +0.25 beside it." in squeezed(second)
 
 
+def test_scores_are_said_to_add_up_where_they_do(tmp_path):
+    said = "scores of a text’s words add up to what they change together"
+    adding, not_adding = attribution("good"), attribution("good", method="deep_lift", converged=False, row=1)
+    assert f"mattered. The {said}" in squeezed(page(tmp_path / "all", [adding]).text)
+    assert f"By integrated gradients the {said}" in squeezed(page(tmp_path / "some", [adding, not_adding]).text)
+    text = squeezed(page(tmp_path / "none", [not_adding]).text)
+    assert said not in text
+    assert "Together the words change" not in text
+    assert "The scores sum to " in text
+
+
+def test_what_is_told_of_all_texts_is_in_a_file_for_programs(tmp_path):
+    write_report([attribution("good")], tmp_path, title="t", facts={"Seed": "3"}, comparison=COMPARISON)
+    found = json.loads((tmp_path / "report.json").read_text())
+    assert found == {"title": "t", "facts": {"Seed": "3"}, "comparison": json.loads(json.dumps(asdict(COMPARISON)))}
+
+
 def test_several_labels_and_numbers_are_shown(tmp_path):
     several = attribution("a", label=["toxic", "insult"], prediction=["insult", "toxic"], probability=None)
     none = attribution("b", label=["toxic"], prediction=[])
@@ -346,6 +363,16 @@ def test_the_heat_map_holds_each_token_by_the_words_read_before_it(tmp_path):
     assert re.findall("level-.", table) == [f"level-{level}" for level in [8, 2, 4, 8, 2, 0, 8, 2, 4]]
     assert "Reference" in html
     assert "Die Katze" in html
+
+
+def test_a_word_of_which_a_part_was_written_has_its_place_in_the_heat_map():
+    def token(name: str, start: int, end: int, *scores: float) -> Attribution:
+        written = [Word("ein", 0, 3, scores[0]), Word("östlichen", 4, 13, scores[1])]
+        return attribution("an Eastern", row=0, kind="token", target=name, method="saliency", span=(start, end),
+                           text_pair="ein östlichen", pair_words=written, parts=("source", "translation"))  # fmt: skip
+
+    (card,) = to_cards([token("ein", 0, 3, 0.0, 0.0), token("öst", 4, 7, 1.0, 2.65), token("lichen", 7, 13, 1.0, 2.0)])
+    assert [view.read for view in card.heat] == [0, 2, 2]
 
 
 def test_scores_without_a_sign_are_not_told_as_for_or_against(tmp_path: Path):
@@ -504,7 +531,7 @@ def test_a_write_that_fails_leaves_the_old_report(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(UserError, match="No space left on device"):
         write_report([attribution("new")], tmp_path, title="t", facts={})
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["attributions.jsonl", "index.html"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["attributions.jsonl", "index.html", "report.json"]
     assert "old" in (tmp_path / "attributions.jsonl").read_text()
 
 
