@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple, cast
 import torch
 from jaxtyping import Bool, Float, Int
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torchmetrics import MetricCollection
@@ -307,6 +308,7 @@ class TextToTextModule(TransformerModule):
         with self.evaluating():
             written = self._written(read, self._outputs(read, batch_size) if given is None else given)
             said = self._said(written, batch_size)
+        self._warn_of_unknown(written)
         found, names, wanted = list[AttributionTarget](), dict[str, None](), target and target.strip()
         for row, (one, of_tokens) in enumerate(zip(written, said, strict=True)):
             for i, (token, place) in enumerate(zip(one.ids, one.places, strict=True)):
@@ -415,6 +417,16 @@ class TextToTextModule(TransformerModule):
                 reading, first = Reading(inputs, {"input_ids": stand, "decoder_input_ids": shifted}, []), 0
             found.append(_Written(source, text_ids, text, behind, reading, first))
         return found
+
+    def _warn_of_unknown(self, written: Sequence[_Written]) -> None:
+        """Say that there are tokens of which no text is left: the others are explained with them, and they are not."""
+        unknown = self.tokenizer.unk_token_id
+        lost = sum((unknown, None) in zip(one.ids, one.places, strict=True) for one in written)
+        if lost:
+            rank_zero_warn(
+                f"{lost} of {len(written)} outputs hold characters that the tokenizer doesn't know: they were read as"
+                f" {self.tokenizer.unk_token}, and aren't shown."
+            )
 
     @torch.no_grad()
     def _said(self, written: Sequence[_Written], batch_size: int) -> list[list[_Said]]:

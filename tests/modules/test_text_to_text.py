@@ -501,6 +501,12 @@ def test_given_outputs_are_explained_token_by_token(writer: Any) -> None:
             assert len(reading.inputs[name]) == len(reading.places[name]) == place + 1  # nothing that comes later
 
 
+def test_characters_that_the_tokenizer_does_not_know_are_told(marian: str) -> None:
+    module = TranslationModule(marian)
+    with pytest.warns(UserWarning, match="1 of 2 outputs hold characters that the tokenizer doesn't know"):
+        module.attribution_targets(["a film", "a film"], outputs=["ein \N{SNOWMAN} Film", "ein Film"])
+
+
 def test_the_log_probabilities_of_the_tokens_add_up_to_the_loss(writer: Any) -> None:
     targets = writer.attribution_targets(CORPUS, outputs=GERMAN, batch_size=4)
     sources, outputs = writer.pairs.sources(CORPUS).ids, writer.pairs.targets(GERMAN).ids
