@@ -495,9 +495,8 @@ def _notes(each: Attribution) -> tuple[list[str], str]:
     if each.converged:
         change = f"Together the words change the score by {signed(total)}.{rest}"
         return [change, f"The scores add up (converged, delta {delta})."], ""
-    return [
-        f"The scores sum to {signed(total)}.{rest}"
-    ], f"The scores don’t add up: read them with care (not converged, delta {delta})."
+    warning = f"The scores don’t add up: read them with care (not converged, delta {delta})."
+    return [f"The scores sum to {signed(total)}.{rest}"], warning
 
 
 def _verdict(each: Attribution) -> str:
