@@ -166,7 +166,8 @@ class LitNLPTrainer(Trainer):
         from lit_nlp.explain import attribute, compare_methods, read_rationales, table, write_report
         from lit_nlp.explain.attribution import by_row
 
-        chosen = vars(Options(**options, progress=True))
+        settings = Options(**options, progress=True)
+        chosen = vars(settings)
         if not self.is_global_zero:
             return
         require(limit >= 1, f"limit must be at least 1, got {limit}", "explain")
@@ -208,7 +209,7 @@ class LitNLPTrainer(Trainer):
             "Taken from": "the command line" if text else f"{split}, {_share(drawn)}",
             "Explained": ", ".join(_as_list(target)) or ("the data's targets" if reference else "what the model says"),
             **({"Rather than": contrast} if contrast else {}),
-            **Options(**chosen).facts(),
+            **settings.facts(),
         }
         page = write_report(
             attributions,

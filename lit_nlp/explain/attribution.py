@@ -109,7 +109,7 @@ def attribute(
             out of range or without a use; or a number of labels other than that of texts.
         UserError: The module's scores are not finite.
     """
-    chosen = Options(**options)
+    chosen = Options.of(options)
     (known,) = methods_of([chosen.method], chosen)
     check_asked(module, texts, labels=labels)
     if not texts:

@@ -71,7 +71,7 @@ def compare_methods(
         raise ConfigError("there are no methods to compare", where="methods", mend="name one")
     if not (target is None or (isinstance(target, str) and target != ALL)):
         raise ConfigError("methods are compared on one target", where="target", mend="name one")
-    chosen, names = Options(**options), [*(name for name in methods if name != RANDOM), RANDOM]
+    chosen, names = Options.of(options), [*(name for name in methods if name != RANDOM), RANDOM]
     if chosen.method not in (Options.method, *methods):
         raise ConfigError("no single method where methods are compared", where="method", mend="name it among them")
     known = dict(zip(names, methods_of(names, chosen), strict=True))

@@ -1,8 +1,10 @@
 """How words are credited: what `attribute`, the comparison of methods, the callback and the command line all take."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
-from lit_nlp.errors import ConfigError
+from lit_nlp.errors import ConfigError, known_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,17 @@ class Options:
             raise ConfigError(f"samples must be at least 2, got {self.samples}", where="samples")
         if self.head is not None and self.head < 0:
             raise ConfigError(f"heads are counted from 0, got {self.head}", where="head")
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> "Options":
+        """Return options by their names.
+
+        Raises:
+            ConfigError: There is no such option, or a number is out of range.
+        """
+        for name in given:
+            known_name(name, [field.name for field in fields(cls)], "option")
+        return cls(**given)
 
     def facts(self) -> dict[str, str]:
         """Return what a report's readers should know of them: what other scores hang on."""

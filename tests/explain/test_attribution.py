@@ -231,6 +231,11 @@ def test_every_method_is_the_same_alone_and_in_any_batch_and_by_its_seed(method:
     assert (scores(other[0]) != scores(together[0])) == (method in draws)
 
 
+def test_an_option_that_there_is_not_is_told():
+    with pytest.raises(ConfigError, match=r"option 'sample' is not one of .*did you mean 'samples'"):
+        attribute(fakes.bert(), TEXTS[:1], sample=3)
+
+
 @pytest.mark.parametrize("method", ["lime", "kernel_shap"])
 def test_samples_that_are_too_few_are_told(method: str):
     module = fakes.bert()
