@@ -24,7 +24,7 @@ from lit_nlp.modules.backbones import check_vocabulary, load_model
 from lit_nlp.modules.optimization import freeze as freeze_parameters
 from lit_nlp.modules.optimization import parameter_groups, parameter_places, warmup_steps
 from lit_nlp.modules.rng import rng_state, set_rng_state
-from lit_nlp.modules.varlen import VARLEN, can_skip_padding, skip_padding
+from lit_nlp.modules.varlen import VARLEN, can_skip_padding, has_flash_attention, skip_padding
 from lit_nlp.pretrained import load_config, load_tokenizer
 from lit_nlp.targets import AttributionTarget, Label
 from lit_nlp.tokenization import Encoded, Text, Tokens, encode, pad, resolve_max_length, widened
@@ -237,8 +237,10 @@ class TransformerModule(LightningModule):
         if self.hparams["compile"] and stage == "fit":
             # The kernels of a step are many and short: recorded as a graph, a GPU needn't wait for each to be started.
             self.model.compile(dynamic=True, mode="reduce-overhead" if self._records_graphs() else "default")
-        elif self.hparams["attn_implementation"] is None and can_skip_padding(
-            self.model, self.trainer.strategy.root_device
+        elif (
+            self.hparams["attn_implementation"] is None
+            and can_skip_padding(self.model)
+            and has_flash_attention(self.trainer.strategy.root_device)
         ):
             skip_padding(self.model)
 

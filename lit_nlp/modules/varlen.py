@@ -21,17 +21,23 @@ _CAPABILITY, _LARGEST_HEAD, _HEAD_MULTIPLE = (8, 0), 192, 8
 _HALVES = (torch.float16, torch.bfloat16)
 
 
-def can_skip_padding(model: PreTrainedModel, device: torch.device) -> bool:
-    """Whether `skip_padding` is for a model there: an encoder with transformers' choice of attention, on a GPU."""
+def can_skip_padding(model: PreTrainedModel) -> bool:
+    """Whether `skip_padding` is for a model: an encoder with transformers' choice of attention, and heads that fit."""
     config = model.config
-    if device.type != "cuda" or not is_encoder(config) or not model._supports_attention_backend:
-        return False
-    if config._attn_implementation != "sdpa" or not hasattr(config, "hidden_size"):
+    if not is_encoder(config) or not model._supports_attention_backend or not hasattr(config, "hidden_size"):
         return False
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    has_kernel = torch.backends.cuda.is_flash_attention_available() and torch.backends.cuda.flash_sdp_enabled()
-    capable = has_kernel and torch.cuda.get_device_capability(device) >= _CAPABILITY
-    return capable and head <= _LARGEST_HEAD and head % _HEAD_MULTIPLE == 0
+    return config._attn_implementation == "sdpa" and head <= _LARGEST_HEAD and head % _HEAD_MULTIPLE == 0
+
+
+def has_flash_attention(device: torch.device) -> bool:
+    """Whether a device is a GPU with FlashAttention, and nobody switched that off."""
+    return (
+        device.type == "cuda"
+        and torch.backends.cuda.is_flash_attention_available()
+        and torch.backends.cuda.flash_sdp_enabled()
+        and torch.cuda.get_device_capability(device) >= _CAPABILITY
+    )
 
 
 def skip_padding(model: PreTrainedModel) -> None:
@@ -70,7 +76,7 @@ def _mask(
     """Return `bounds` where all of a text attends to all of it, by the kernel; else what `sdpa` takes."""
     # transformers 5.23 tells by the function itself that nothing but padding is masked.
     whole = mask_function is bidirectional_mask_function and q_length == kv_length
-    if attention_mask is not None and whole and _has_kernel(dtype, torch.device(device)):
+    if attention_mask is not None and whole and _multiplies_halves(dtype, torch.device(device)):
         return bounds(attention_mask)
     return sdpa_mask(
         q_length=q_length,
@@ -83,7 +89,7 @@ def _mask(
     )
 
 
-def _has_kernel(dtype: torch.dtype, device: torch.device) -> bool:
+def _multiplies_halves(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether tensors of this type are multiplied in half precision there."""
     return device.type == "cuda" and _product_type(dtype) in _HALVES
 

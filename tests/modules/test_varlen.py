@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -18,7 +19,7 @@ from transformers import (
 
 from lit_nlp import SentimentDataModule, SentimentModule
 from lit_nlp.modules import varlen
-from lit_nlp.modules.varlen import VARLEN, bounds, can_skip_padding, skip_padding
+from lit_nlp.modules.varlen import VARLEN, bounds, can_skip_padding, has_flash_attention, skip_padding
 from tests.contract import plain_trainer, write_rows
 
 SIZES = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_labels": 3}
@@ -107,7 +108,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
     """The kernel where there is no GPU, in whatever type it is given."""
     found = Kernel()
     monkeypatch.setattr(varlen, "_flash", found)
-    monkeypatch.setattr(varlen, "_has_kernel", lambda *_: True)
+    monkeypatch.setattr(varlen, "_multiplies_halves", lambda *_: True)
     return found
 
 
@@ -170,19 +171,19 @@ def test_the_kernel_is_given_one_half_precision(kind: str, kernel: Kernel) -> No
 
 
 def test_the_kernel_is_for_half_precision_on_a_gpu() -> None:
-    assert varlen._has_kernel(torch.float16, CUDA)
-    assert not varlen._has_kernel(torch.float32, CUDA)
-    assert not varlen._has_kernel(torch.float16, torch.device("cpu"))
+    assert varlen._multiplies_halves(torch.float16, CUDA)
+    assert not varlen._multiplies_halves(torch.float32, CUDA)
+    assert not varlen._multiplies_halves(torch.float16, torch.device("cpu"))
     with autocast_of_a_gpu(torch.bfloat16):
-        assert varlen._has_kernel(torch.float32, CUDA)
+        assert varlen._multiplies_halves(torch.float32, CUDA)
     with autocast_of_a_gpu(torch.float32):
-        assert not varlen._has_kernel(torch.float32, CUDA)
+        assert not varlen._multiplies_halves(torch.float32, CUDA)
 
 
 def test_one_compilation_is_for_all_widths(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # whose checks can't be compiled
     monkeypatch.setattr(varlen, "_flash", lambda query, *_: query)
-    monkeypatch.setattr(varlen, "_has_kernel", lambda *_: True)
+    monkeypatch.setattr(varlen, "_multiplies_halves", lambda *_: True)
     model, compiled = encoder("bert"), CompileCounter()
     skip_padding(model)
     model.compile(backend=compiled, dynamic=True)
@@ -205,23 +206,26 @@ def test_one_compilation_is_for_all_widths(monkeypatch: pytest.MonkeyPatch) -> N
         ("bert", {"hidden_size": 1024}, False),
     ],
 )
-def test_it_is_for_encoders_with_heads_that_the_kernel_takes(
-    kind: str, options: dict[str, Any], can: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+def test_it_is_for_encoders_with_heads_that_the_kernel_takes(kind: str, options: dict[str, Any], can: bool) -> None:
+    assert can_skip_padding(encoder(kind, **options)) == can
+
+
+def test_it_is_for_gpus_with_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
-    model = encoder(kind, **options)
-    assert can_skip_padding(model, CUDA) == can
-    assert not can_skip_padding(model, torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    assert has_flash_attention(CUDA)
+    assert not has_flash_attention(torch.device("cpu"))
+    with sdpa_kernel(SDPBackend.MATH):
+        assert not has_flash_attention(CUDA)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
-    assert not can_skip_padding(model, CUDA)
+    assert not has_flash_attention(CUDA)
 
 
 @pytest.mark.parametrize(("chosen", "attends"), [(None, VARLEN), ("sdpa", "sdpa"), ("eager", "eager")])
 def test_a_trainer_lets_a_module_attend_so_where_nobody_chose(
     chosen: str | None, attends: str, bert: str, tmp_path: Path, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lit_nlp.modules.base.can_skip_padding", lambda *_: True)
+    monkeypatch.setattr("lit_nlp.modules.base.has_flash_attention", lambda _: True)
     seen: list[str] = []
 
     class Module(SentimentModule):
