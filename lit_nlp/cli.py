@@ -166,8 +166,7 @@ class LitNLPTrainer(Trainer):
         from lit_nlp.explain import attribute, compare_methods, read_rationales, table, write_report
         from lit_nlp.explain.attribution import by_row
 
-        settings = Options(**options, progress=True)
-        chosen = vars(settings)
+        chosen = Options(**options, progress=True)
         if not self.is_global_zero:
             return
         require(limit >= 1, f"limit must be at least 1, got {limit}", "explain")
@@ -180,11 +179,10 @@ class LitNLPTrainer(Trainer):
             problem = f"row {png} is none of those that are explained"
             raise ConfigError(problem, where="explain.png", mend=f"these are {some}; limit draws more")
         require(text is None or not rationales, "rationales are of rows of a split, not of --text", "explain")
-        if influence:
-            _check_influence(model, datamodule, ckpt_path)
+        run = _run_of(model, datamodule, ckpt_path) if influence else None
         folder = usable_folder(Path(output or "reports"))
         module: Any = model.to(self.strategy.root_device)
-        asked: dict[str, Any] = {**chosen, "target": target, "contrast": contrast, "labels": drawn.given}
+        asked: dict[str, Any] = {**vars(chosen), "target": target, "contrast": contrast, "labels": drawn.given}
         asked["outputs"] = drawn.given if reference else None
         comparison = None
         if methods:
@@ -198,7 +196,7 @@ class LitNLPTrainer(Trainer):
         else:
             attributions = attribute(module, drawn.texts, **asked)
         attributions = by_row(attributions, drawn.rows)
-        shown = _influences(module, datamodule, ckpt_path, drawn, chosen["batch_size"]) if influence else None
+        shown = _influences(module, *run, drawn, chosen.batch_size) if run else None
         for each in attributions if text is not None else ():
             words = ", ".join(f"{word.text} {word.score:+.2f}" for word in each.strongest(_STRONGEST))
             special = f"; special tokens {each.special_score:+.2f}" if abs(each.special_score) >= 0.005 else ""
@@ -209,7 +207,7 @@ class LitNLPTrainer(Trainer):
             "Taken from": "the command line" if text else f"{split}, {_share(drawn)}",
             "Explained": ", ".join(_as_list(target)) or ("the data's targets" if reference else "what the model says"),
             **({"Rather than": contrast} if contrast else {}),
-            **settings.facts(),
+            **chosen.facts(),
         }
         page = write_report(
             attributions,
@@ -649,8 +647,10 @@ def _product_seconds(matrix: torch.Tensor) -> float:
     return perf_counter() - start
 
 
-def _check_influence(module: LightningModule, datamodule: LightningDataModule | None, ckpt_path: str | None) -> None:
-    """Make sure that the data is what the checkpoint was trained on, before anything is explained."""
+def _run_of(
+    module: LightningModule, datamodule: LightningDataModule | None, ckpt_path: str | None
+) -> tuple[TextDataModule, list[Path]]:
+    """Return the data that a checkpoint was trained on, and the checkpoints of its run."""
     if not isinstance(datamodule, TextDataModule) or ckpt_path is None:
         raise ConfigError("influence needs the training data and a run's checkpoints", where="explain.influence")
     datamodule.setup("fit")
@@ -661,18 +661,18 @@ def _check_influence(module: LightningModule, datamodule: LightningDataModule | 
             where="data.train",
             mend="give --data.train, and with it --data.limit, as in training",
         )
+    return datamodule, sorted(Path(ckpt_path).parent.glob("*.ckpt"))
 
 
 def _influences(
-    module: Any, datamodule: Any, ckpt_path: Any, drawn: Drawn, batch_size: int
+    module: Any, data: TextDataModule, checkpoints: list[Path], drawn: Drawn, batch_size: int
 ) -> dict[int, list[dict[str, Any]]]:
-    """Return what the checkpoints beside the one that is explained tell of training examples, by text."""
+    """Return what a run's checkpoints tell of its training examples, by text."""
     from lit_nlp.explain.influence import influences
 
-    checkpoints = sorted(Path(ckpt_path).parent.glob("*.ckpt"))
     # The error of a score is its distance from what the data says: from what the module says it has none.
     labels = drawn.given if getattr(module, "problem_type", None) == "regression" else None
-    found = influences(module, checkpoints, datamodule, drawn.texts, labels, batch_size=batch_size)
+    found = influences(module, checkpoints, data, drawn.texts, labels, batch_size=batch_size)
     return {row: [vars(each) for each in some] for row, some in zip(drawn.rows, found, strict=True)}
 
 

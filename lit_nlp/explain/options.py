@@ -65,7 +65,7 @@ class Options:
             "Layer": self.layer,
             "Head": self.head,
             "Samples": self.samples,
-            "Tolerance": f"{self.tolerance:.2g}",
+            "Tolerance": self.tolerance,
             "Seed": self.seed,
         }
         return {name: str(value) for name, value in given.items() if value is not None}

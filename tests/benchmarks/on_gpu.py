@@ -113,6 +113,7 @@ def _bert(setting: Setting, max_length: int) -> list[Line]:
     _needs_gpu()
     news, draw = _news(setting), random.Random(0)
     most = max_length // 32
+    # More than are read: one row in a hundred validates, and a last batch of fewer rows would be compiled for anew.
     texts = [
         " ".join(news[(i + further) % len(news)] for further in range(draw.randint(1, most)))
         for i in range(_ROWS * (_WARM + _TIMED + 10))
