@@ -676,7 +676,8 @@ def test_a_batch_of_training_rows_is_forgotten_before_the_next_but_one(
 def test_the_error_of_a_score_is_that_from_what_the_data_says(bert: str, tmp_path: Path) -> None:
     run = Run(bert, tmp_path, rows_of([i / 4 for i in range(6)]), problem_type="regression")
     drawn = run.data.drawn("val", 2)
-    found = cli._influences(run.module, run.data, str(run.checkpoints[0]), drawn, batch_size=4)
+    of_run = cli._run_of(run.module, run.data, str(run.checkpoints[0]))
+    found = cli._influences(run.module, *of_run, drawn, batch_size=4)
     expected = influences(run.module, run.checkpoints, run.data, drawn.texts, drawn.given)
     assert list(found) == drawn.rows
     for some, others in zip(found.values(), expected, strict=True):
