@@ -320,6 +320,8 @@ class _Ledger:
 
     def _texts_at_once(self, method: Method) -> int:
         """Return how many readings a batch holds."""
+        if method.together is None:
+            return 1
         takes_rounds = method.adds_up == "points"
         if takes_rounds and self._targets:
             first = self._module.pad([self._targets[0].readings[0].inputs])

@@ -204,13 +204,6 @@ class Batch:
         found.embeddings = embeddings
         return found
 
-    def game(self, row: int) -> "Game":
-        """Return one of the sequences, without padding, as a game of the words that it reads."""
-        if len(self) == 1:
-            return Game([self])
-        reading, features = self.readings[row], self.features[row]
-        return Game([Batch(self.module, [reading], [features], absence=self.absence, rows=self.rows)])
-
     def outputs(self, keep: Float[Tensor, "coalitions words"], generator: torch.Generator | None = None) -> Any:
         """Run the one sequence of a batch for each coalition of its words; with a generator, blank single elements."""
         replaced = {}

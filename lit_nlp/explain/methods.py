@@ -12,6 +12,7 @@ import captum.attr as ca
 import numpy as np
 import torch
 from captum._utils.models.linear_model import SkLearnLinearRegression
+from captum.attr._core.gradient_shap import InputBaselineXGradient
 from jaxtyping import Float
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ Accounted = tuple[Credit, Float[Tensor, " batch"]]
 
 _FEW_WORDS = 8
 _ORDERS = 50
-_POINTS, _PARTS = 128, 64
+_POINTS = 64
 # With fewer coalitions, least squares follow the draw: on a sentence of 42 words two seeds agree by 0.3 to 0.6.
 _SAMPLES_PER_WORD = 4
 _OCCLUDED = 2
@@ -47,7 +48,8 @@ class Method:
             `construction`, whatever they are worth; in `principle`, as far as the method holds; or `not` at all.
         takes: The names of the options that only some methods have a use for.
         signed: Whether scores above 0 speak for the target and those below against it; else all say how much.
-        together: How many sequences one text puts through the module at once.
+        together: How many sequences one text puts through the module at once; None: as many as there is room for, so
+            that it is credited in a batch of its own.
     """
 
     credit: Callable[[Batch, Options], Credit | Accounted] | None
@@ -55,7 +57,7 @@ class Method:
     adds_up: Literal["points", "construction", "principle", "not"] = "not"
     takes: frozenset[str] = frozenset()
     signed: bool = True
-    together: int = 1
+    together: int | None = 1
 
 
 # Gradients
@@ -105,22 +107,15 @@ def deep_lift(batch: Batch, options: Options) -> Credit:
 def gradient_shap(batch: Batch, options: Options) -> Credit:
     """Gradients at random points between baseline and text, times their difference (Lundberg and Lee 2017).
 
-    Points are drawn from each of a number of equal parts of the way, so that they lie evenly but for chance: of points
-    that are drawn from the whole way, many more are needed where the score is steep.
+    One point is drawn from each of a number of equal parts of the way, and with it its mirror image within the part
+    (Haber 1967, "A Modified Monte-Carlo Quadrature. II"): of points that are drawn from the whole way, many more are
+    needed where the score is steep.
     """
-    found = []
-    samples = options.samples or _POINTS
-    parts = min(_PARTS, samples)
-    for row in range(len(batch)):
-        alone = batch.game(row).readings[0]
-        edges = [_between(alone, share) for share in torch.linspace(0, 1, parts + 1).tolist()]
-        with _seeded(alone, options.seed):
-            drawn = [
-                _drawn(alone.at(edges[part + 1]), edges[part], samples // parts + (part < samples % parts))
-                for part in range(parts)
-            ]
-        found.append(_widened(torch.stack(drawn).sum(0), batch.words))
-    return torch.stack(found)
+    pairs = ((options.samples or _POINTS) + 1) // 2
+    edges = torch.linspace(0, 1, pairs + 1)
+    forwards = _drawn(batch, edges[:-1], edges[1:], options.seed)
+    backwards = _drawn(batch, edges[1:], edges[:-1], options.seed)
+    return (forwards - backwards) / 2
 
 
 # Attention
@@ -186,15 +181,13 @@ def lime(game: Game, options: Options) -> Float[Tensor, " words"]:
 
 
 def _by_game(play: Callable[[Game, Options], Float[Tensor, " words"]]) -> Callable[[Batch, Options], Credit]:
-    """Let a method that takes one game take a batch."""
+    """Let a method that takes a game take a batch of one."""
 
     def credit(batch: Batch, options: Options) -> Credit:
-        found = torch.zeros(len(batch), batch.words + 1)
-        for row in range(len(batch)):
-            game = batch.game(row)
-            if game.words:
-                with _seeded(game.readings[0], options.seed):
-                    found[row, : game.words] = play(game, options).float()
+        game, found = Game([batch]), torch.zeros(1, batch.words + 1)
+        if game.words:
+            with _seeded(batch, options.seed):
+                found[0, :-1] = play(game, options).float()
         return found
 
     return credit
@@ -231,23 +224,33 @@ METHODS: dict[str, Method] = {
         about="Integrated gradients at random points of the way.",
         adds_up="principle",
         takes=_SAMPLES,
+        together=None,
     ),
-    "feature_ablation": Method(credit=_by_game(feature_ablation), about="What the score loses without the word."),
-    "occlusion": Method(credit=_by_game(occlusion), about="What the score loses without the word and its neighbour."),
+    "feature_ablation": Method(
+        credit=_by_game(feature_ablation), about="What the score loses without the word.", together=None
+    ),
+    "occlusion": Method(
+        credit=_by_game(occlusion), about="What the score loses without the word and its neighbour.", together=None
+    ),
     "shapley_value_sampling": Method(
         credit=_by_game(shapley_value_sampling),
         about="The word's fair share of the score, the mean over random orders.",
         adds_up="construction",
         takes=_SAMPLES,
+        together=None,
     ),
     "kernel_shap": Method(
         credit=_by_game(kernel_shap),
         about="The word's fair share of the score, by a regression.",
         adds_up="construction",
         takes=_SAMPLES,
+        together=None,
     ),
     "lime": Method(
-        credit=_by_game(lime), about="The word's weight in a simple model around this text.", takes=_SAMPLES
+        credit=_by_game(lime),
+        about="The word's weight in a simple model around this text.",
+        takes=_SAMPLES,
+        together=None,
     ),
     "attention_rollout": Method(
         credit=attention_rollout,
@@ -289,19 +292,31 @@ def _at_embeddings(batch: Batch, captum: Any, **options: Any) -> Credit:
     return batch.per_word([credit.sum(-1) for credit in found]).detach()
 
 
-def _between(batch: Batch, share: float) -> tuple[Float[Tensor, "batch _ hidden"], ...]:
-    """Return embeddings at a share of the way from the baseline to the text."""
-    return tuple(torch.lerp(*sides, share) for sides in zip(batch.baselines, batch.embeddings, strict=True))
+def _drawn(
+    batch: Batch, begin: Float[Tensor, " parts"], end: Float[Tensor, " parts"], seed: int
+) -> Float[Tensor, "1 words_and_rest"]:
+    """Return the credit of a batch of one by a point drawn from each part of the way, as many at once as there is room.
+
+    The same seed draws the same points however many go together, and their mirror images where the parts are reversed.
+    """
+    method = InputBaselineXGradient(batch.score_at)
+    with _seeded(batch, seed):
+        found = [
+            method.attribute(
+                _between(batch, last),
+                baselines=_between(batch, first),
+                additional_forward_args=tuple(each.expand(len(first), *each.shape[1:]) for each in batch.fixed),
+            )
+            for first, last in zip(begin.split(batch.rows), end.split(batch.rows), strict=True)
+        ]
+    credit = [torch.cat(of_layer).sum((0, 2)).unsqueeze(0) for of_layer in zip(*found, strict=True)]
+    return batch.per_word(credit).detach()
 
 
-def _drawn(batch: Batch, baselines: tuple[Float[Tensor, "batch _ hidden"], ...], samples: int) -> Float[Tensor, " _"]:
-    """Return gradient SHAP's credit of a batch of one, with so many points, as many at once as there is room for."""
-    method = ca.GradientShap(batch.score_at)
-    # The points are drawn one after the other, so that they are the same however many go together.
-    sizes = [min(batch.rows, samples - done) for done in range(0, samples, batch.rows)]
-    means = [_at_embeddings(batch, method, baselines=baselines, n_samples=size)[0] for size in sizes]
-    weights = torch.tensor(sizes, dtype=means[0].dtype, device=means[0].device) / samples
-    return weights @ torch.stack(means)
+def _between(batch: Batch, shares: Float[Tensor, " parts"]) -> tuple[Float[Tensor, "parts _ hidden"], ...]:
+    """Return the embeddings of a batch of one at shares of the way from the baseline to the text."""
+    sides = zip(batch.baselines, batch.embeddings, strict=True)
+    return tuple(torch.lerp(begin, end, shares.to(end)[:, None, None]) for begin, end in sides)
 
 
 def _of_words(game: Game, captum: Any, **options: Any) -> Float[Tensor, " words"]:
@@ -347,11 +362,6 @@ def _draws(game: Game, options: Options) -> dict[str, int]:
             f" than on the model; leave samples out, which takes {enough}, or give {_SAMPLES_PER_WORD} a word at least"
         )
     return {"n_samples": options.samples or enough, "perturbations_per_eval": game.readings[0].rows}
-
-
-def _widened(credit: Float[Tensor, " own_words_and_rest"], words: int) -> Float[Tensor, " words_and_rest"]:
-    """Return a row's credit with zeros for the words that only longer texts have."""
-    return torch.cat([credit[:-1], credit.new_zeros(words - len(credit) + 1), credit[-1:]])
 
 
 def _by_layer(batch: Batch, name: str) -> tuple[Lines, int]:
