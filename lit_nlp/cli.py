@@ -152,10 +152,11 @@ class LitNLPTrainer(Trainer):
             limit: At most this many texts, drawn at random by data.seed.
             text: Explain this one text instead; for question answering the question.
             text_pair: The second text of a pair; for question answering the context.
-            target: What is explained: a class; answer, start, end or "no answer"; a token that is written. Or several,
-                or `all`, between which the page switches. By default what the model says.
-            contrast: What the target is to be told apart from, of the same kind; of classes also runner-up.
-            reference: Explain the data's own targets, token by token, and not what the model writes.
+            target: What is explained: a class; answer, start, end, "no answer" or a text of the context; a token that
+                is written. Or several, or `all`, between which the page switches. By default what the model says.
+            contrast: What the target is to be told apart from, of the same kind; of classes and answers also runner-up.
+            reference: Explain what the data says of each text, and not what the model does: the right class, the right
+                answer, or the target token by token.
             sensitivity: With methods, measure also how far their scores move with small changes; takes long.
             rationales: With methods, a JSONL file of the spans that people marked in each row of the split, as in
                 {"text": [[0, 4]]}: how far the scores agree with them.
@@ -173,7 +174,7 @@ class LitNLPTrainer(Trainer):
         require(bool(methods) or not (sensitivity or rationales), "only --methods are measured", "explain")
         drawn = self._texts_to_explain(datamodule, split, limit, text, text_pair)
         if reference and drawn.given is None:
-            raise ConfigError("the texts have no targets to explain", where="explain.reference")
+            raise ConfigError("the data says nothing of these texts", where="explain.reference")
         if png is not None and png not in drawn.rows:
             some = ", ".join(map(str, drawn.rows[:_SOME_ROWS])) + (", ..." if len(drawn.rows) > _SOME_ROWS else "")
             problem = f"row {png} is none of those that are explained"
@@ -205,7 +206,7 @@ class LitNLPTrainer(Trainer):
             "Checkpoint": str(ckpt_path),
             "Backbone": model.hparams["backbone"],
             "Taken from": "the command line" if text else f"{split}, {_share(drawn)}",
-            "Explained": ", ".join(_as_list(target)) or ("the data's targets" if reference else "what the model says"),
+            "Explained": ", ".join(_as_list(target)) or ("what the data says" if reference else "what the model says"),
             **({"Rather than": contrast} if contrast else {}),
             **chosen.facts(),
         }

@@ -69,9 +69,7 @@ def known_name(name: str, names: Iterable[str], where: str) -> str:
     """
     known = list(names)
     if name not in known:
-        raise ConfigError(
-            f"{where} {name!r} is not one of {', '.join(known)}", where=where, mend=did_you_mean(name, known)
-        )
+        raise ConfigError(f"{name!r} is not one of {', '.join(known)}", where=where, mend=did_you_mean(name, known))
     return name
 
 

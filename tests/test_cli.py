@@ -133,8 +133,10 @@ def test_a_row_is_drawn_by_its_number_in_the_split(project: Path, capsys: pytest
     assert lit_nlp("explain", "--ckpt_path", checkpoint, "--method", "saliency", "--limit", "3") == 0
     assert "test, 3 of 8 rows" in Path("reports/sentiment/index.html").read_text()
     capsys.readouterr()
-    assert lit_nlp("explain", "--ckpt_path", checkpoint, "--reference", "true") == 2
-    assert "outputs: SentimentModule writes nothing" in capsys.readouterr().err
+    assert lit_nlp("explain", "--ckpt_path", checkpoint, "--method", "saliency", "--reference", "true") == 0
+    explained = lines("reports/sentiment/attributions.jsonl")
+    assert [row["target"] for row in explained] == [row["label"] for row in explained]
+    assert "what the data says" in Path("reports/sentiment/index.html").read_text()
 
 
 def test_explain_shows_training_examples_that_spoke_for_a_prediction(project: Path) -> None:
@@ -503,7 +505,7 @@ def test_a_run_of_another_name_is_not_taken_for_a_later_one(project: Path) -> No
         (["--name", ".."], "'..' is no name of a folder"),
         (["--nam", "x"], "nam"),
         (["--trainer.max_epoch", "1"], "max_epoch"),
-        (["--data.columns.txt", "text"], "data.columns: data.columns 'txt' is not one of text, text_pair, label;"),
+        (["--data.columns.txt", "text"], "data.columns: 'txt' is not one of text, text_pair, label;"),
         (["--trainer.default_root_dir", "config.yaml"], "config.yaml"),
     ],
 )

@@ -83,7 +83,7 @@ def attribute(
     *,
     target: str | Sequence[str] | None = None,
     contrast: str | None = None,
-    outputs: Sequence[str] | None = None,
+    outputs: Sequence[Label] | None = None,
     labels: Sequence[Label | None] | None = None,
     **options: Any,
 ) -> list[Attribution]:
@@ -93,11 +93,13 @@ def attribute(
         module: A module of this package, or one that offers the same.
         texts: Texts, or pairs of texts: for question answering the question and its context.
         target: What to explain. None: for each text what the module says of it. A class; for question answering
-            `answer`, `start`, `end` or `no answer`; for texts that are written the tokens of this name. Or several of
-            these; or `all`: each that the module knows, between which the readers of a report then switch.
+            `answer`, `start`, `end`, `no answer` or a text of the context; for texts that are written the tokens of
+            this name. Or several of these; or `all`: each that the module knows, between which the readers of a
+            report then switch.
         contrast: What the target is to be told apart from, of the same kind: the difference is explained. For
-            classes also `runner-up`, the most probable of the others.
-        outputs: For modules that write, what is taken as written. None: what the module writes.
+            classes and answers also `runner-up`, the most probable of the others.
+        outputs: What is taken as said of each text: its class, the answer, or what is written. None: what the module
+            says.
         labels: The gold labels, to be shown beside the predictions.
         options: Those of `Options`, such as `method`, `baseline`, `samples`, `seed` and `batch_size`.
 
@@ -145,9 +147,17 @@ def targets_of(
         if contrast is not None:
             raise ConfigError("all targets come with their own contrasts", where="contrast", mend="leave it out")
         pairs = module.target_choices()
-    found = [
-        each for one, other in pairs for each in module.attribution_targets(texts, target=one, contrast=other, **asked)
-    ]
+    found, missing = list[AttributionTarget](), None
+    for one, other in pairs:
+        try:
+            found += module.attribution_targets(texts, target=one, contrast=other, **asked)
+        except ConfigError as error:
+            # Of all that the module knows, these texts may lack some, as a context of one word lacks a runner-up.
+            if target != ALL:
+                raise
+            missing = error
+    if missing is not None and not found:
+        raise missing
     return sorted(found, key=lambda each: each.row)
 
 

@@ -36,7 +36,7 @@ def compare_methods(
     *,
     target: str | None = None,
     contrast: str | None = None,
-    outputs: Sequence[str] | None = None,
+    outputs: Sequence[Label] | None = None,
     labels: Sequence[Label | None] | None = None,
     sensitivity: bool = False,
     rationales: Sequence[Rationale | None] | None = None,
@@ -50,7 +50,7 @@ def compare_methods(
         methods: Names in `METHODS`; random scores stand beside them.
         target: As for `attribute`, but one.
         contrast: Explained with the target; the figures are of the target's own probability.
-        outputs: What is taken as written.
+        outputs: What is taken as said of each text.
         labels: The gold labels, to be shown beside the predictions.
         sensitivity: Measure max-sensitivity, too: it takes eleven explanations of each text.
         rationales: Which words of each text people marked, where they did: what plausibility is measured by.

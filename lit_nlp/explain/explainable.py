@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from lit_nlp.targets import AttributionTarget
+from lit_nlp.targets import AttributionTarget, Label
 from lit_nlp.tokenization import Text, Tokens
 
 
@@ -24,7 +24,7 @@ class Explainable(Protocol):
         *,
         target: str | None = None,
         contrast: str | None = None,
-        outputs: Sequence[str] | None = None,
+        outputs: Sequence[Label] | None = None,
         batch_size: int = 16,
     ) -> list[AttributionTarget]:
         """Return what is to be explained of each text, with what the module says of it.
@@ -33,7 +33,7 @@ class Explainable(Protocol):
             texts: Texts, or pairs of texts.
             target: What to explain; None: what the module says.
             contrast: What it is to be told apart from: the difference of both is explained.
-            outputs: For modules that write, what is taken as written of each text. None: what the module writes.
+            outputs: What is taken as said of each text. None: what the module says.
             batch_size: Sequences that are run at once.
         """
 

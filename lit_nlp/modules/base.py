@@ -154,7 +154,7 @@ class TransformerModule(LightningModule):
         *,
         target: str | None = None,
         contrast: str | None = None,
-        outputs: Sequence[str] | None = None,
+        outputs: Sequence[Label] | None = None,
         batch_size: int = 16,
     ) -> list[AttributionTarget]:
         """Return what is to be explained of each text: by default what the module says of it.
@@ -163,7 +163,7 @@ class TransformerModule(LightningModule):
             texts: Texts, or pairs of texts.
             target: What to explain instead.
             contrast: What it is to be told apart from.
-            outputs: For modules that write, what is taken as written of each text.
+            outputs: What is taken as said of each text.
             batch_size: Sequences that are run at once.
 
         Raises:
@@ -632,14 +632,14 @@ def token_scores(
     return logits[rows, place].float().log_softmax(-1).gather(1, token.unsqueeze(1)).squeeze(1)
 
 
-def refuse_outputs(module: TransformerModule, outputs: Sequence[str] | None) -> None:
-    """Make sure that a module which writes nothing isn't told what it wrote.
+def require_as_many(outputs: Sequence[Label] | None, texts: Sequence[Text]) -> None:
+    """Make sure that something is given for each text, if anything is.
 
     Raises:
-        ConfigError: It is.
+        ConfigError: There is more or less of it.
     """
-    if outputs is not None:
-        raise ConfigError(f"{type(module).__name__} writes nothing, so that there are no outputs", where="outputs")
+    if outputs is not None and len(outputs) != len(texts):
+        raise ConfigError(f"there are {len(texts)} texts but {len(outputs)} outputs", where="outputs")
 
 
 def positions_of(model: nn.Module) -> int | None:

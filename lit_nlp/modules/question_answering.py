@@ -1,28 +1,36 @@
 """Extractive question answering: the span of a context that answers a question, or that there is none."""
 
 import json
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, cast, overload
+from itertools import count, repeat
+from typing import Any, ClassVar, Literal, cast, overload
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 from torchmetrics import MetricCollection
 from transformers import AutoModel, AutoModelForQuestionAnswering, PreTrainedConfig
 
-from lit_nlp.errors import ConfigError, known_name, require
+from lit_nlp.errors import ConfigError, did_you_mean, require
 from lit_nlp.files import json_lines
 from lit_nlp.metrics.question_answering import SquadMetric, exact_match, f1
-from lit_nlp.modules.base import Batch, EvaluationSplit, Files, TransformerModule, as_json, refuse_outputs
-from lit_nlp.targets import AttributionTarget, Label, Place, Reading
+from lit_nlp.modules.base import Batch, EvaluationSplit, Files, TransformerModule, as_json, require_as_many
+from lit_nlp.modules.spans import (
+    ReadWindow,
+    Span,
+    Spot,
+    bare_span,
+    best_spans,
+    find_spans,
+    find_spots,
+    no_answer_spots,
+)
+from lit_nlp.targets import RUNNER_UP, AttributionTarget, Label, Place, Reading
 from lit_nlp.tokenization import (
     WINDOW_LENGTH,
     Encoded,
     Text,
-    Tokens,
     by_length,
     check_texts,
     context_offsets,
@@ -31,6 +39,7 @@ from lit_nlp.tokenization import (
 )
 
 _NO_ANSWER = "no answer"
+_SIDES = ("start", "end")
 _SPANS_A_CANDIDATE = 4
 # How many windows a CPU reads at once, where nothing is learnt of them.
 _WINDOWS_AT_ONCE = 8
@@ -133,16 +142,6 @@ class Window:
 
     spans: list[tuple[int, int, float, float]]
     no_answer: tuple[float, float]
-
-
-class _Read(NamedTuple):
-    """A window as the module reads it: of each token the part and its characters there, and those of the context."""
-
-    tokens: Tokens
-    part: list[int]
-    offsets: list[tuple[int, int]]
-    context: list[tuple[int, int]]
-    no_answer_position: int
 
 
 class QuestionAnsweringModule(TransformerModule):
@@ -359,12 +358,12 @@ class QuestionAnsweringModule(TransformerModule):
         return encode_windows(self.tokenizer, pairs, places, max_length=self.max_length, doc_stride=self.doc_stride)
 
     def targets(self) -> list[str]:
-        """Return the names of what can be explained."""
-        return ["answer", "start", "end", "no answer"]
+        """Return the names of what can be explained of any question."""
+        return ["answer", "start", "end", _NO_ANSWER]
 
     def target_choices(self) -> list[tuple[str | None, str | None]]:
-        """Return all of these, and an answer rather than none."""
-        return [*((name, None) for name in self.targets()), ("answer", "no answer")]
+        """Return all of these, an answer rather than none, and what is said rather than what else might be."""
+        return [*((name, None) for name in self.targets()), ("answer", _NO_ANSWER), (None, RUNNER_UP)]
 
     def score(
         self, outputs: Float[Tensor, "batch tokens 2"], target: Int[Tensor, "batch 2"]
@@ -382,39 +381,45 @@ class QuestionAnsweringModule(TransformerModule):
         *,
         target: str | None = None,
         contrast: str | None = None,
-        outputs: Sequence[str] | None = None,
+        outputs: Sequence[Label] | None = None,
         batch_size: int = 16,
     ) -> list[AttributionTarget]:
-        """Return what speaks for the answer to each question, in the window that gave it.
+        """Return what speaks for the answer to each question, in the window that scores it highest.
+
+        A text that stands several times in a context is looked at where it scores highest. A question whose context
+        holds nothing of what is asked for has no target.
 
         Args:
             texts: Tuples of question and context.
-            target: `answer`: the best span; its `start` or its `end` alone; or `no answer`. None: what is answered.
-            contrast: Another of these, whose log probability is taken off: of an answer and `no answer`, what is
-                left are the odds in that window; the module decides by the lowest of all.
-            outputs: None: nothing is written.
+            target: `answer`: the best span; its `start` or its `end` alone; `no answer`; or any text of a context.
+                None: what is answered.
+            contrast: Another of these, or `runner-up`: the best span that has nothing of the target's. Its log
+                probability is taken off, in a window that holds both: of an answer and `no answer`, what is left are
+                the odds in that window; the module decides by the lowest of all.
+            outputs: What is taken as the answer to each question: a text of its context, several of which the most
+                probable counts, or nothing where there is no answer. None: what the module answers.
             batch_size: Windows that are run at once.
 
         Raises:
-            ConfigError: There is no such target.
+            ConfigError: Nothing of what is asked for is found, or there are more or fewer outputs than texts.
         """
-        refuse_outputs(self, outputs)
-        for where, name in ("target", target), ("contrast", contrast):
-            if name is not None:
-                known_name(name, self.targets(), where)
-        if contrast is not None and target is None:
-            target = "answer" if contrast == "no answer" else "no answer"
+        require_as_many(outputs, texts)
         if contrast is not None and target == contrast:
             raise ConfigError(f"{contrast!r} can't be told apart from itself", where="contrast")
         answers = self.predict_texts(cast(Sequence[tuple[str, str]], texts), batch_size)
         encoded = self.encode(texts)
         nowhere, offsets = no_answer_positions(self.tokenizer, encoded), context_offsets(encoded)
-        windows: list[list[_Read]] = [[] for _ in texts]
+        windows: list[list[ReadWindow]] = [[] for _ in texts]
         for row, *window in zip(
             encoded.row, encoded.sequences, encoded.part, encoded.offsets, offsets, nowhere, strict=True
         ):
-            windows[row].append(_Read(*window))
-        return [self._target_of(row, answer, windows[row], target, contrast) for row, answer in enumerate(answers)]
+            windows[row].append(ReadWindow(*window))
+        given = outputs if outputs is not None else [None] * len(texts)
+        of_each = map(self._target_of, count(), answers, given, windows, repeat(target), repeat(contrast))
+        found = [each for each in of_each if each is not None]
+        if texts and not found:
+            raise self._nothing_found(target, contrast, [answer.context for answer in answers])
+        return found
 
     def asked(
         self, texts: Sequence[Text], labels: Sequence[Label] | None = None, *, batch_size: int = 16
@@ -439,59 +444,99 @@ class QuestionAnsweringModule(TransformerModule):
         return -self.score(self.forward_batch(batch), batch["span"])
 
     def _target_of(
-        self, row: int, answer: Answer, windows: "list[_Read]", target: str | None, contrast: str | None
-    ) -> AttributionTarget:
-        best = next((each for each in answer.candidates if each.start is not None), None)
-        chosen = target or ("no answer" if answer.start is None else "answer")
-        asked = dict.fromkeys((chosen, contrast) if contrast else (chosen,)) if best else {"no answer": None}
-        window, (first, last) = self._window_of(windows, best)
-        nowhere = [window.no_answer_position] * 2
-        terms = {"answer": [first, last], "start": [first, -1], "end": [-1, last], "no answer": nowhere}
-        said = best.text if best else ""
-        names = {"answer": said, "start": f"the start of {said}", "end": f"the end of {said}", "no answer": _NO_ANSWER}
+        self,
+        row: int,
+        answer: Answer,
+        given: Label | None,
+        windows: Sequence[ReadWindow],
+        target: str | None,
+        contrast: str | None,
+    ) -> AttributionTarget | None:
+        """Return what is explained of one question; None where no window holds it and what it is told apart from."""
+        context = answer.context
+        answers, silent = _best_span(answer) if given is None else _given_spans(given, context)
+        chosen = target or _beside(contrast) or (_NO_ANSWER if silent else "answer")
+
+        def spots(name: str) -> list[Spot]:
+            if name == _NO_ANSWER:
+                return no_answer_spots(windows)
+            return find_spots(windows, answers if name in self.targets() else find_spans(name, context))
+
+        named = [spots(name) for name in (chosen, contrast) if name not in (None, RUNNER_UP)]
+        shared = set.intersection(*({spot.window for spot in some} for some in named))
+        if not shared:
+            return None
+        # Each window tells whether it holds no answer: the one is looked at where a span scores highest.
+        of_each = [*named, spots("answer")]
+        of_spans = ([spot for spot in some if spot.span and spot.window in shared] for some in of_each)
+        number = self._likeliest(windows, next(filter(None, of_spans), named[0])).window
+        own, *others = (self._likeliest(windows, [spot for spot in some if spot.window == number]) for some in named)
+        other = self._runner_up(windows, own, context) if contrast == RUNNER_UP else next(iter(others), None)
+        side = next((name for name in (chosen, contrast) if name in _SIDES), None)
+        asked = [(own, side)] + ([(other, contrast if contrast in _SIDES else side)] if other else [])
+        terms = [(weight, spot.tokens(side)) for weight, (spot, side) in zip((1.0, -1.0), asked, strict=False)]
+        if contrast is not None and (other is None or terms[0][1] == terms[1][1]):
+            return None
+        window = windows[number]
         stands = zip(window.part, window.offsets, strict=True)
+        places = [Place(part, *span) if part >= 0 else None for part, span in stands]
         return AttributionTarget(
             row=row,
-            name=" rather than ".join(names[each] for each in asked),
+            name=" rather than ".join(_told(spot, side, context) for spot, side in asked),
             text=answer.question,
-            text_pair=answer.context,
+            text_pair=context,
             parts=("question", "context"),
             kind="span",
             prediction=answer.text,
             probability=answer.score,
             probabilities=_by_text(answer.candidates[:_SHOWN]),
-            readings=[
-                Reading(
-                    window.tokens,
-                    {"input_ids": [Place(part, *span) if part >= 0 else None for part, span in stands]},
-                    [(1.0 if each == next(iter(asked)) else -1.0, terms[each]) for each in asked],
-                )
-            ],
-            span=(best.start, best.end)
-            if best and best.start is not None and best.end and list(asked) != ["no answer"]
-            else None,
+            readings=[Reading(window.tokens, {"input_ids": places}, terms)],
+            span=own.span or (other.span if other else None),
         )
 
-    def _window_of(self, windows: "list[_Read]", span: Candidate | None) -> "tuple[_Read, tuple[int, int]]":
-        """Return the window that holds a span and scores it highest, and the span's first and last token there."""
-        if span is None or span.start is None or span.end is None:
-            return windows[0], (0, 0)
-        touched = [
-            [i for i, (a, b) in enumerate(window.context) if max(a, span.start) < min(b, span.end)]
-            for window in windows
-        ]
-        most = max(map(len, touched))
-        holding = [
-            (window, (tokens[0], tokens[-1]))
-            for window, tokens in zip(windows, touched, strict=True)
-            if len(tokens) == most
-        ]
-        if len(holding) == 1:
-            return holding[0]
+    def _likeliest(self, windows: Sequence[ReadWindow], spots: Sequence[Spot]) -> Spot:
+        """Return the one of some spots with the highest sum of logits."""
+        if len(spots) == 1:
+            return spots[0]
+        logits = self._logits([windows[spot.window] for spot in spots])
+        sums = [float(own[spot.first, 0] + own[spot.last, 1]) for own, spot in zip(logits, spots, strict=True)]
+        return spots[sums.index(max(sums))]
+
+    def _runner_up(self, windows: Sequence[ReadWindow], than: Spot, context: str) -> Spot | None:
+        """Return the best span of a window that has no token of another's, and not its text, or no answer."""
+        window = windows[than.window]
+        text = context[slice(*than.span)] if than.span else ""
+        free = torch.tensor([begin < end for begin, end in window.context], device=self.device)
+        if than.span:
+            free[than.first : than.last + 1] = False
+        logits = self._logits([window])
+        length = self.max_answer_length
+        all_spans = best_spans(logits, free[None], max_answer_length=length, n_best=length * len(free))
+        found = []
+        for first, last in all_spans[0].tolist():
+            span = bare_span(context, window.context[first][0], window.context[last][1])
+            apart = than.span is None or last < than.first or first > than.last
+            if free[[first, last]].all() and apart and span[0] < span[1] and context[slice(*span)] != text:
+                found.append(Spot(than.window, span, first, last))
+                break
+        if than.span and self.unanswerable:
+            found += [spot for spot in no_answer_spots(windows) if spot.window == than.window]
+        return self._likeliest(windows, found) if found else None
+
+    def _logits(self, windows: Sequence[ReadWindow]) -> Float[Tensor, "windows tokens 2"]:
         with self.evaluating(), torch.no_grad():
-            logits = self(**self.pad([window.tokens for window, _ in holding])).float()
-        sums = [float(own[first, 0] + own[last, 1]) for own, (_, (first, last)) in zip(logits, holding, strict=True)]
-        return holding[sums.index(max(sums))]
+            return self(**self.pad([window.tokens for window in windows])).float()
+
+    def _nothing_found(self, target: str | None, contrast: str | None, contexts: Sequence[str]) -> ConfigError:
+        names = {"target": self.targets(), "contrast": [*self.targets(), RUNNER_UP]}
+        for (where, known), name in zip(names.items(), (target, contrast), strict=True):
+            if name is not None and name not in known and not any(find_spans(name, context) for context in contexts):
+                problem = f"{name!r} is not one of {', '.join(known)}, and stands in no context"
+                return ConfigError(problem, where=where, mend=did_you_mean(name, known))
+        if contrast is not None:
+            problem = f"nothing can be told apart from {contrast!r}: it is what is explained, or no window holds both"
+            return ConfigError(problem, where="contrast", mend="name another text of the context")
+        return ConfigError("no context holds what is given as the answer", where="outputs")
 
     def _tested(self, answer: Answer, given: list[str], loss: float) -> Tested:
         exact, overlap = (rule(answer.text, given, no_answers=self.unanswerable) for rule in (exact_match, f1))
@@ -593,40 +638,6 @@ def span_losses(
     return losses.mean(1)
 
 
-def best_spans(
-    logits: Float[Tensor, "windows tokens 2"],
-    context_mask: Bool[Tensor, "windows tokens"],
-    *,
-    max_answer_length: int,
-    n_best: int,
-) -> Int[Tensor, "windows some 2"]:
-    """Return the first and last token of each window's spans with the highest sums of logits, the highest first.
-
-    Args:
-        logits: Each token's start and end logit.
-        context_mask: The tokens at which a span may start or end. Where a window has fewer spans than are asked
-            for, those behind them are none.
-        max_answer_length: The most tokens of a span.
-        n_best: How many spans are asked for.
-    """
-    start, end = logits.masked_fill(~context_mask.unsqueeze(2), -torch.inf).unbind(2)
-    length = min(max_answer_length, logits.shape[1])
-    # Of each token as the start, the ends that are near enough.
-    ends = F.pad(end, (0, length - 1), value=-torch.inf).unfold(1, length, 1)
-    scores = (start.unsqueeze(2) + ends).flatten(1)
-    best = scores.topk(min(n_best, scores.shape[1])).indices
-    first, further = best // length, best % length
-    return torch.stack([first, (first + further).clamp_max(logits.shape[1] - 1)], dim=2)
-
-
-def bare_span(context: str, start: int, end: int) -> tuple[int, int]:
-    """Return a span without blanks around it, and with the combining marks that a tokenizer may leave out behind it."""
-    while end < len(context) and unicodedata.category(context[end]).startswith("M"):
-        end += 1
-    text = context[start:end]
-    return start + len(text) - len(text.lstrip()), end - (len(text) - len(text.rstrip()))
-
-
 def official_files(answers: Callable[[], Iterable[Answer]]) -> Files:
     """Return `predictions.json`, `nbest_predictions.json` and `null_odds.json` in the form of the official scripts.
 
@@ -653,6 +664,34 @@ def _json_object(items: Iterable[tuple[str | None, Any]]) -> Iterator[str]:
         yield before + json.dumps({name: value}, ensure_ascii=False, indent=4)[2:-2]
         before = ",\n"
     yield "\n}\n"
+
+
+def _best_span(answer: Answer) -> tuple[list[Span], bool]:
+    """Return the best span of a context, if there is one, and whether the module answers nothing."""
+    spans = ((each.start, each.end) for each in answer.candidates)
+    best = next(((start, end) for start, end in spans if start is not None and end is not None), None)
+    return [best] if best else [], answer.start is None
+
+
+def _given_spans(given: Label, context: str) -> tuple[list[Span], bool]:
+    """Return where a context holds any of the answers that are given, and whether there are none."""
+    texts = [text for text in (given if isinstance(given, list) else [str(given)]) if text.strip()]
+    return [span for text in texts for span in find_spans(text, context)], not texts
+
+
+def _beside(contrast: str | None) -> str | None:
+    """Return the target that a contrast goes with by itself; None where that is what is said."""
+    if contrast == _NO_ANSWER:
+        return "answer"
+    return _NO_ANSWER if contrast in ("answer", *_SIDES) else None
+
+
+def _told(spot: Spot, side: str | None, context: str) -> str:
+    """Return what a spot, or one side of it, is called."""
+    if spot.span is None:
+        return _NO_ANSWER
+    text = context[slice(*spot.span)]
+    return f"the {side} of {text}" if side else text
 
 
 def _by_text(candidates: Sequence[Candidate]) -> dict[str, float]:

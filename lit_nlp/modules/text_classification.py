@@ -18,7 +18,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedConfig
 from lit_nlp.errors import ConfigError, known_name, require
 from lit_nlp.files import json_lines
 from lit_nlp.metrics.calibration import CalibrationError
-from lit_nlp.modules.base import Batch, EvaluationSplit, Files, TransformerModule, as_json, refuse_outputs
+from lit_nlp.modules.base import Batch, EvaluationSplit, Files, TransformerModule, as_json, require_as_many
 from lit_nlp.modules.first_token import first_token_only
 from lit_nlp.modules.heads import linear_layers, read_by
 from lit_nlp.targets import RUNNER_UP, AttributionTarget, Label, Place, Reading
@@ -332,7 +332,7 @@ class TextClassificationModule(TransformerModule):
         *,
         target: str | None = None,
         contrast: str | None = None,
-        outputs: Sequence[str] | None = None,
+        outputs: Sequence[Label] | None = None,
         batch_size: int = 16,
     ) -> list[AttributionTarget]:
         """Return a class's logit for each text, as the mean over its windows; by default that of the highest.
@@ -341,13 +341,14 @@ class TextClassificationModule(TransformerModule):
             texts: Texts, or pairs of texts.
             target: The class.
             contrast: A class whose logit is taken off; `runner-up`: the most probable of the others.
-            outputs: None: nothing is written.
+            outputs: What is taken as the class of each text, where there is one. None: what the module says.
             batch_size: Sequences that are run at once.
 
         Raises:
-            ConfigError: There is no such class.
+            ConfigError: There is no such class, or there are more or fewer outputs than texts, or several a text.
         """
-        refuse_outputs(self, outputs)
+        require_as_many(outputs, texts)
+        given = [None] * len(texts) if outputs is None else list(map(self._class_of, outputs))
         if target is not None:
             known_name(target, self.labels, "target")
         if contrast is not None and (contrast != RUNNER_UP or len(self.labels) < 2):
@@ -363,9 +364,11 @@ class TextClassificationModule(TransformerModule):
         found = []
         for row, said in enumerate(self.predict_texts(texts, batch_size)):
             ranked = dict(sorted(said.probabilities.items(), key=lambda item: -item[1]))
-            chosen = target or next((name for name in ranked or self.labels if name != contrast), contrast)
+            chosen = (
+                target or given[row] or next((name for name in ranked or self.labels if name != contrast), contrast)
+            )
             if chosen == contrast:
-                raise ConfigError(f"{contrast!r} can't be told apart from itself", where="contrast")
+                continue
             other = next(name for name in ranked if name != chosen) if contrast == RUNNER_UP else contrast
             weights = {chosen: 1.0} | ({other: -1.0} if other else {})
             terms = [(weight / len(readings[row]), [self.labels.index(str(name))]) for name, weight in weights.items()]
@@ -386,7 +389,15 @@ class TextClassificationModule(TransformerModule):
                     ],
                 )
             )
+        if texts and not found:
+            raise ConfigError(f"{contrast!r} can't be told apart from itself", where="contrast")
         return found
+
+    def _class_of(self, label: Label) -> str:
+        if self.problem_type != "single_label":
+            problem = "a text has a score, or any number of classes, of which none is explained by itself"
+            raise ConfigError(problem, where="outputs", mend="name a target")
+        return self.labels[cast(int, self.target_of(label))]
 
     # Accounting for what is said: texts and their labels, and the head
 

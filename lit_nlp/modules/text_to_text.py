@@ -25,6 +25,7 @@ from lit_nlp.modules.base import (
     TransformerModule,
     as_json,
     positions_of,
+    require_as_many,
     token_scores,
 )
 from lit_nlp.modules.beam_search import beam_search
@@ -282,7 +283,7 @@ class TextToTextModule(TransformerModule):
         *,
         target: str | None = None,
         contrast: str | None = None,
-        outputs: Sequence[str] | None = None,
+        outputs: Sequence[Label] | None = None,
         batch_size: int = 16,
     ) -> list[AttributionTarget]:
         """Return one target for each token that is written for each text, in their order.
@@ -302,9 +303,8 @@ class TextToTextModule(TransformerModule):
                 written, or there are more or fewer outputs than texts.
         """
         read = self._sources(texts)
-        if outputs is not None and len(outputs) != len(read):
-            raise ConfigError(f"there are {len(read)} texts but {len(outputs)} outputs", where="outputs")
-        given = None if outputs is None else self.pairs.targets(outputs).ids if outputs else []
+        require_as_many(outputs, texts)
+        given = None if outputs is None else self._tokens_of(outputs, "outputs")
         with self.evaluating():
             written = self._written(read, self._outputs(read, batch_size) if given is None else given)
             said = self._said(written, batch_size)
@@ -358,7 +358,7 @@ class TextToTextModule(TransformerModule):
         """
         read = self._sources(texts)
         with self.evaluating():
-            outputs = self._outputs(read, batch_size) if labels is None else self._tokens_of(labels)
+            outputs = self._outputs(read, batch_size) if labels is None else self._tokens_of(labels, "labels")
             written = self._written(read, outputs)
         lengths = [sum(map(len, one.reading.inputs.values())) if any(one.places) else 0 for one in written]
         return [self._asked([written[i] for i in some], some) for some in by_length(lengths, batch_size)]
@@ -369,11 +369,11 @@ class TextToTextModule(TransformerModule):
         logits = self(**self.inputs(batch))[:, : targets.shape[1]]
         return cross_entropy(logits.flatten(0, 1), targets.flatten()).view_as(targets).sum(1)
 
-    def _tokens_of(self, labels: Sequence[Label]) -> list[list[int]]:
-        texts = [label for label in labels if isinstance(label, str)]
-        if len(texts) < len(labels):
-            problem = f"expected texts, got {next(label for label in labels if not isinstance(label, str))!r}"
-            raise ConfigError(problem, where="labels", mend="leave them out to account for what the module writes")
+    def _tokens_of(self, given: Sequence[Label], where: str) -> list[list[int]]:
+        texts = [text for text in given if isinstance(text, str)]
+        if len(texts) < len(given):
+            problem = f"expected texts, got {next(text for text in given if not isinstance(text, str))!r}"
+            raise ConfigError(problem, where=where, mend="leave them out to account for what the module writes")
         return self.pairs.targets(texts).ids if texts else []
 
     def _asked(self, written: Sequence[_Written], rows: list[int]) -> Batch:

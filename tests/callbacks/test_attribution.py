@@ -77,7 +77,7 @@ def test_the_most_wrong_are_told_the_surest_first(bert: str, data: Any, tmp_path
         ({"options": {"layer": "a"}}, "layer: integrated_gradients has no use for layer"),
         (
             {"options": {"metod": "lime"}},
-            "AttributionCallback.options: AttributionCallback.options 'metod' is not one of ",
+            "AttributionCallback.options: 'metod' is not one of ",
         ),
     ],
 )

@@ -232,7 +232,7 @@ def test_every_method_is_the_same_alone_and_in_any_batch_and_by_its_seed(method:
 
 
 def test_an_option_that_there_is_not_is_told():
-    with pytest.raises(ConfigError, match=r"option 'sample' is not one of .*did you mean 'samples'"):
+    with pytest.raises(ConfigError, match=r"option: 'sample' is not one of .*did you mean 'samples'"):
         attribute(fakes.bert(), TEXTS[:1], sample=3)
 
 

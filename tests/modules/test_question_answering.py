@@ -3,6 +3,7 @@ import math
 import random
 import shutil
 from collections.abc import Sequence
+from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ from captum.attr import LayerIntegratedGradients
 from torch import Tensor
 from transformers import BertConfig, BertForQuestionAnswering, LlamaModel
 
-from lit_nlp import QuestionAnsweringDataModule, QuestionAnsweringModule
+from lit_nlp import QuestionAnsweringDataModule, QuestionAnsweringModule, attribute
 from lit_nlp.callbacks.results import ResultsWriter
 from lit_nlp.data.base import TextDataModule
 from lit_nlp.errors import ConfigError, DataError
 from lit_nlp.modules.base import TransformerModule
-from lit_nlp.modules.question_answering import Answer, Window, bare_span, best_spans, span_losses
+from lit_nlp.modules.question_answering import Answer, Window, span_losses
+from lit_nlp.targets import AttributionTarget
+from lit_nlp.tokenization import context_offsets
 from tests.backbones import CORPUS
 from tests.contract import Contract, outputs, plain_trainer, rows_of, save, write_rows
 from tests.metrics.test_question_answering import official_v2
@@ -214,29 +217,6 @@ def test_the_score_of_a_span_is_the_sum_of_its_ends_log_probabilities(bert: str)
         assert scores[window].item() == pytest.approx(starts[start] + ends[end], rel=1e-5)
 
 
-# Spans, against all there are
-
-
-@pytest.mark.parametrize("max_answer_length", [1, 3, 30])
-@pytest.mark.parametrize("seed", range(5))
-def test_the_best_spans_are_those_of_all_that_could_be(seed: int, max_answer_length: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    logits = torch.randn(4, 9, 2, generator=generator)
-    mask = torch.rand(4, 9, generator=generator) > 0.3
-    mask[3] = False
-    mask[3, 4] = True
-    best = best_spans(logits, mask, max_answer_length=max_answer_length, n_best=6)
-    for window in range(4):
-        every = [
-            (logits[window, start, 0] + logits[window, end, 1], start, end)
-            for start in range(9)
-            for end in range(start, min(9, start + max_answer_length))
-            if mask[window, start] and mask[window, end]
-        ]
-        expected = [[start, end] for _, start, end in sorted(every, reverse=True)[:6]]
-        assert best[window, : len(expected)].tolist() == expected
-
-
 @pytest.mark.parametrize("unanswerable", [False, True])
 @pytest.mark.parametrize("seed", range(5))
 def test_an_answer_is_the_best_of_all_windows_and_its_score_a_softmax(seed: int, unanswerable: bool, bert: str) -> None:
@@ -304,21 +284,6 @@ def test_a_context_of_which_no_token_is_left_has_no_answer(bert: str) -> None:
         assert (answer.text, answer.start) == ("", None)
         assert math.isfinite(answer.null_odds)
         assert json.loads(json.dumps(answer.as_json()))
-
-
-@pytest.mark.parametrize(
-    ("context", "span", "expected"),
-    [
-        (" a b ", (0, 5), (1, 4)),
-        ("cafe\u0301 x", (0, 4), (0, 5)),
-        ("क\u094dष x", (0, 1), (0, 2)),
-        ("שלום", (0, 4), (0, 4)),
-    ],
-)
-def test_a_span_has_no_blanks_around_it_and_whole_letters(
-    context: str, span: tuple[int, int], expected: tuple[int, int]
-) -> None:
-    assert bare_span(context, *span) == expected
 
 
 # Answers
@@ -655,8 +620,117 @@ def test_an_answer_in_several_windows_is_explained_where_it_scores_highest(bert:
     assert context[slice(*target.span)] == best.text
 
 
-def test_an_unknown_target_is_told(bert: str) -> None:
+def told(module: QuestionAnsweringModule, target: AttributionTarget) -> float:
+    """What is explained, in float64 from the logits of the sequence that is read."""
+    (reading,) = target.readings
+    logs = module.eval()(**module.pad([reading.inputs]))[0].double().log_softmax(0)
+    total = 0.0
+    for weight, (first, last) in reading.terms:
+        total += weight * sum(logs[place, side].item() for side, place in enumerate((first, last)) if place >= 0)
+    return total
+
+
+def every_span(module: QuestionAnsweringModule, text: tuple[str, str]) -> dict[str, float]:
+    """Log p(start) + log p(end) of each text of a context that is read in one window, where it stands best."""
+    encoded = module.encode([text])
+    (tokens,), (offsets,) = encoded.sequences, context_offsets(encoded)
+    logs = module.eval()(**module.pad([tokens]))[0].double().log_softmax(0)
+    found: dict[str, float] = {}
+    inside = [i for i, (start, end) in enumerate(offsets) if start < end]
+    for first, last in combinations_with_replacement(inside, 2):
+        if last - first < module.max_answer_length:
+            span = text[1][offsets[first][0] : offsets[last][1]]
+            found[span] = max(found.get(span, -math.inf), (logs[first, 0] + logs[last, 1]).item())
+    return found
+
+
+def test_any_text_of_a_context_is_explained_and_told_apart_from_another_where_each_stands_best(bert: str) -> None:
+    module = QuestionAnsweringModule(bert)
+    text = ("why", "the film is good but the story of the film is bad")
+    every = every_span(module, text)
+    (target,) = module.attribution_targets([text], target="the film", contrast="story")
+    assert target.name == "the film rather than story"
+    assert told(module, target) == pytest.approx(every["the film"] - every["story"], abs=1e-4)
+    assert text[1][slice(*target.span)] == "the film"
+    (none,) = module.attribution_targets([text], target="the film", contrast="no answer")
+    assert none.name == "the film rather than no answer"
+    answer = module.answer(*text).text
+    other = next(word for word in ("story", "bad") if not answer.startswith(word))
+    (start,) = module.attribution_targets([text], target="start", contrast=other)
+    assert start.name == f"the start of {answer} rather than the start of {other}"
+    assert [places[1] for _, places in start.readings[0].terms] == [-1, -1]
+
+
+@pytest.mark.parametrize("unanswerable", [False, True])
+def test_the_runner_up_is_the_best_of_all_that_has_nothing_of_the_answer(bert: str, unanswerable: bool) -> None:
+    for text in PAIRS:
+        module = QuestionAnsweringModule(bert, unanswerable=unanswerable, null_threshold=1000.0, max_answer_length=2)
+        answer, encoded = module.answer(*text), module.encode([text])
+        (target,) = module.attribution_targets([text], contrast="runner-up")
+        logs = module.eval()(**module.pad(encoded.sequences))[0].double().log_softmax(0)
+        (offsets,) = context_offsets(encoded)
+        others = {
+            text[1][offsets[i][0] : offsets[j][1]]: (logs[i, 0] + logs[j, 1]).item()
+            for i, j in combinations_with_replacement(range(len(offsets)), 2)
+            if j - i < 2
+            and all(a < b for a, b in (offsets[i], offsets[j]))
+            and (offsets[j][1] <= answer.start or offsets[i][0] >= answer.end)
+            and text[1][offsets[i][0] : offsets[j][1]] != answer.text
+        }
+        if unanswerable:
+            others["no answer"] = logs[0].sum().item()
+        best = max(others, key=others.__getitem__)
+        assert target.name == f"{answer.text} rather than {best}"
+        own = every_span(module, text)[answer.text]
+        assert told(module, target) == pytest.approx(own - others[best], abs=1e-4)
+
+
+def test_a_context_of_one_word_has_no_runner_up_and_yet_all_else(bert: str) -> None:
+    module = QuestionAnsweringModule(bert)
+    with pytest.raises(ConfigError, match="contrast: nothing can be told apart from 'runner-up'"):
+        module.attribution_targets([("why", "film")], contrast="runner-up")
+    names = [each.target for each in attribute(module, [("why", "film")], target="all", method="saliency")]
+    assert names == ["film", "the start of film", "the end of film", "no answer", "film rather than no answer"]
+
+
+def test_answers_that_are_given_are_explained_in_place_of_the_models(bert: str) -> None:
+    module = QuestionAnsweringModule(bert)
+    texts = [PAIRS[0], PAIRS[1], PAIRS[2], PAIRS[3]]
+    given = ["moving film", [], ["no such words", "acting", "story"], "no such words"]
+    found = module.attribution_targets(texts, outputs=given)
+    every = every_span(module, texts[2])
+    assert [each.row for each in found] == [0, 1, 2]
+    assert [each.name for each in found[:2]] == ["moving film", "no answer"]
+    assert found[2].name == max("acting", "story", key=every.__getitem__)
+    assert [each.prediction for each in found] == [each.text for each in module.predict_texts(texts[:3])]
+    (start,) = module.attribution_targets(texts[:1], target="start", outputs=["moving film"])
+    assert start.name == "the start of moving film"
+    (why,) = module.attribution_targets(texts[:1], outputs=["moving film"], contrast="runner-up")
+    assert why.name.startswith("moving film rather than ")
+    with pytest.raises(ConfigError, match="outputs: no context holds what is given as the answer"):
+        module.attribution_targets(texts[:1], outputs=["no such words"])
+    with pytest.raises(ConfigError, match="outputs: there are 4 texts but 1 outputs"):
+        module.attribution_targets(texts, outputs=["moving"])
+
+
+def test_what_stands_in_different_windows_can_not_be_told_apart(bert: str) -> None:
+    module = QuestionAnsweringModule(bert, max_length=16, doc_stride=6).eval()
+    text = ("why", " ".join(CORPUS))
+    (far,) = module.attribution_targets([text], target="awful ending")
+    (near,) = module.attribution_targets([text], target="awful ending", contrast="plot")
+    assert text[1][slice(*far.span)] == text[1][slice(*near.span)] == "awful ending"
     with pytest.raises(
-        ConfigError, match="target: target 'anser' is not one of answer, start, end, no answer; did you"
+        ConfigError, match=r"contrast: nothing can be told apart from 'moving': .* no window holds both"
     ):
-        QuestionAnsweringModule(bert).attribution_targets([("why", "a film")], target="anser")
+        module.attribution_targets([text], target="awful ending", contrast="moving")
+
+
+def test_an_unknown_target_is_told(bert: str) -> None:
+    module = QuestionAnsweringModule(bert)
+    known = "is not one of answer, start, end, no answer"
+    with pytest.raises(ConfigError, match=f"target: 'anser' {known}, and stands in no context; did you mean 'answer'"):
+        module.attribution_targets([("why", "a film")], target="anser")
+    with pytest.raises(ConfigError, match=f"contrast: 'runer-up' {known}, runner-up, and stands in no context; did"):
+        module.attribution_targets([("why", "a film")], contrast="runer-up")
+    with pytest.raises(ConfigError, match="contrast: 'film' can't be told apart from itself"):
+        module.attribution_targets([("why", "a film")], target="film", contrast="film")

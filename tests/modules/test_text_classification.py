@@ -466,8 +466,31 @@ def test_the_runner_up_is_the_most_probable_of_the_other_classes(bert: str) -> N
         first, second, _ = sorted(one.probabilities, key=lambda label: -one.probabilities[label])
         assert target.name == f"{first} rather than {second}"
     assert module.target_choices() == [("a", None), ("b", None), ("c", None), (None, "runner-up")]
-    with pytest.raises(ConfigError, match="outputs: TextClassificationModule writes nothing"):
-        module.attribution_targets(CORPUS[:1], outputs=["a"])
+
+
+def test_classes_that_are_given_are_explained_in_place_of_the_predicted_ones(bert: str) -> None:
+    module = TextClassificationModule(bert, labels=["a", "b", "c"])
+    given = ["a", "b", "c"]
+    found = module.attribution_targets(CORPUS[:3], outputs=given)
+    assert [each.name for each in found] == given
+    assert [each.readings[0].terms for each in found] == [[(1.0, [0])], [(1.0, [1])], [(1.0, [2])]]
+    # Of those, one can't be told apart from itself.
+    assert [each.name for each in module.attribution_targets(CORPUS[:3], outputs=given, contrast="b")] == [
+        "a rather than b",
+        "c rather than b",
+    ]
+    for wrong, problem in (
+        (["a"], "outputs: there are 3 texts but 1 outputs"),
+        (["a", "b", "d"], "label: 'd' is not one of a, b, c"),
+    ):
+        with pytest.raises(ConfigError, match=problem):
+            module.attribution_targets(CORPUS[:3], outputs=wrong)
+    for several in (
+        TextClassificationModule(bert, problem_type="regression"),
+        TextClassificationModule(bert, labels=["a", "b"], problem_type="multi_label"),
+    ):
+        with pytest.raises(ConfigError, match="outputs: a text has a score, or any number of classes"):
+            several.attribution_targets(CORPUS[:1], outputs=["a"])
 
 
 def test_the_score_is_the_logit_of_the_target(bert: str) -> None:
