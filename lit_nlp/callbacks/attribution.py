@@ -8,15 +8,14 @@ from typing import Any, Literal
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from lit_nlp.data.base import Drawn, Split, TextDataModule
-from lit_nlp.errors import ConfigError, known_name
+from lit_nlp.errors import ConfigError, UserError, known_name
 from lit_nlp.explain import Attribution, attribute, write_report
 from lit_nlp.explain.attribution import by_row
 from lit_nlp.explain.methods import methods_of
 from lit_nlp.explain.options import Options
-from lit_nlp.modules.text_classification import TextClassificationModule
 from lit_nlp.modules.text_to_text import TextToTextModule
 
 # Among so many texts, the most wrong ones are looked for.
@@ -32,8 +31,9 @@ class AttributionCallback(Callback):
     Args:
         folder: Where reports lie; None: the run's folder, where the first checkpoint callback writes.
         every_n_epochs: After which validations; 0: at the end of fit and test only.
-        select: Which texts: `random` ones, those that are most `wrong` (a wrong class, the surest first), or
-            rows of the split by their numbers.
+        select: Which texts: `random` ones, those that are most `wrong` (a wrong class, the surest first; an answer
+            that shares least with the right one; a text to write that is least probable), or rows of the split by
+            their numbers.
         limit: How many.
         split: Of which split while fitting; a test explains its own.
         options: Arguments of `lit_nlp.attribute`, such as `method`, `target` and `samples`.
@@ -77,17 +77,14 @@ class AttributionCallback(Callback):
         """Refuse what would only fail after an epoch.
 
         Raises:
-            ConfigError: The strategy shards the model, the data holds no texts or not the rows, nothing can be wrong,
-                or an option isn't one of the module's.
+            ConfigError: The strategy shards the model, the data holds no texts or not the rows, or an option isn't
+                one of the module's.
         """
         if stage not in ("fit", "test"):
             return
         data = getattr(trainer, "datamodule", None)
         if not isinstance(data, TextDataModule):
             raise ConfigError("explanations need texts", where="AttributionCallback", mend="fit with a data module")
-        if self.select == "wrong" and not isinstance(pl_module, TextClassificationModule):
-            mend = "choose random, or rows by their numbers"
-            raise ConfigError("only classes can be wrong", where="AttributionCallback.select", mend=mend)
         if isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy):
             raise ConfigError("a model in shards can't be explained while it fits", where="AttributionCallback")
         split: Split = self.split if stage == "fit" else "test"
@@ -111,7 +108,11 @@ class AttributionCallback(Callback):
 
     def _report(self, trainer: Trainer, module: Any, split: Split, name: str) -> None:
         drawn = self._chosen(module, trainer.datamodule, split)  # type: ignore[attr-defined]
-        attributions = by_row(attribute(module, drawn.texts, labels=drawn.given, **self.options), drawn.rows)
+        try:
+            attributions = by_row(attribute(module, drawn.texts, labels=drawn.given, **self.options), drawn.rows)
+        except UserError as error:  # as of texts of which none is wrong, or words that aren't written any more
+            rank_zero_warn(f"There is no report of {name}: {error}")
+            return
         folder = self._folder(trainer) / "attributions" / name
         title = f"Why the model decided: {name.replace('-', ' ')}"
         page = write_report(attributions, folder, title=title, facts={"Taken from": split, **self.chosen.facts()})
@@ -126,21 +127,13 @@ class AttributionCallback(Callback):
         if self.select == "random":
             return data.drawn(split, self.limit)
         drawn = data.drawn(split, _SEARCHED)
-        said = module.predict_texts(drawn.texts)
-        given = drawn.given or []
-        wrong = [i for i, (one, label) in enumerate(zip(said, given, strict=True)) if one.label != label]
-        wrong.sort(key=lambda i: -_how_wrong(said[i], given[i]))
-        return data.rows(split, [drawn.rows[i] for i in wrong[: self.limit]])
+        wrong = module.most_wrong(drawn.texts, drawn.given)[: self.limit]
+        return data.rows(split, [drawn.rows[i] for i in wrong])
 
     def _folder(self, trainer: Trainer) -> Path:
         checkpointing = trainer.checkpoint_callback
         written = getattr(checkpointing, "dirpath", None)
         return Path(self.folder or written or trainer.default_root_dir)
-
-
-def _how_wrong(said: Any, given: Any) -> float:
-    """Return how sure a wrong prediction is, or how far off a number."""
-    return float(said.probability) if said.probability is not None else abs(said.label - given)
 
 
 def _table(attributions: Sequence[Attribution]) -> str:

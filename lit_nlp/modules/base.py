@@ -197,6 +197,18 @@ class TransformerModule(LightningModule):
         """Run the model on a batch of `asked`, and return the loss of each text in nats."""
         return self.own_losses(self.forward_batch(batch), batch)
 
+    def most_wrong(self, texts: Sequence[Text], labels: Sequence[Label]) -> list[int]:
+        """Return the numbers of the texts of which the module says other than the data does, the worst first.
+
+        Args:
+            texts: Texts, or pairs of texts.
+            labels: What the data says of each.
+
+        Raises:
+            ConfigError: The module says nothing that could be wrong.
+        """
+        raise ConfigError(f"{type(self).__name__} decides nothing that could be wrong", where="explain")
+
     def new_metrics(self) -> MetricCollection:
         """Return what a split is measured by; what it needs is set before the base's `__init__`."""
         raise NotImplementedError

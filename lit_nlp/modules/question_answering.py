@@ -443,6 +443,13 @@ class QuestionAnsweringModule(TransformerModule):
         """Return the negative log probability of each span: start's and end's loss together, and not their mean."""
         return -self.score(self.forward_batch(batch), batch["span"])
 
+    def most_wrong(self, texts: Sequence[Text], labels: Sequence[Label]) -> list[int]:
+        """Return the questions with answers that aren't exactly right, the lowest F1 and surest first."""
+        answers = self.predict_texts(cast(Sequence[tuple[str, str]], texts))
+        tested = [self._tested(*each, 0.0) for each in zip(answers, cast(Sequence[list[str]], labels), strict=True)]
+        wrong = [i for i, each in enumerate(tested) if each.exact_match < 1]
+        return sorted(wrong, key=lambda i: (tested[i].f1, -answers[i].score))
+
     def _target_of(
         self,
         row: int,

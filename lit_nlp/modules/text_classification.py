@@ -424,6 +424,17 @@ class TextClassificationModule(TransformerModule):
             for some in by_length(lengths, batch_size)
         ]
 
+    def most_wrong(self, texts: Sequence[Text], labels: Sequence[Label]) -> list[int]:
+        """Return the texts with wrong classes, the surest first, or with a wrong score, the farthest off first."""
+        said = self.predict_texts(texts)
+        wrong = [i for i, (one, label) in enumerate(zip(said, labels, strict=True)) if one.label != label]
+
+        def how_wrong(i: int) -> float:
+            sure, off = said[i].probability, (said[i].label, labels[i])
+            return float(sure) if sure is not None else abs(cast(float, off[0]) - cast(float, off[1]))
+
+        return sorted(wrong, key=how_wrong, reverse=True)
+
     def target_of(self, label: Label) -> int | list[float]:
         """Return a name, names or a score as the loss takes it: what `label_of` makes of it is the same again.
 

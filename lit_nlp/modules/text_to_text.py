@@ -369,6 +369,16 @@ class TextToTextModule(TransformerModule):
         logits = self(**self.inputs(batch))[:, : targets.shape[1]]
         return cross_entropy(logits.flatten(0, 1), targets.flatten()).view_as(targets).sum(1)
 
+    @torch.no_grad()
+    def most_wrong(self, texts: Sequence[Text], labels: Sequence[Label]) -> list[int]:
+        """Return the texts with something to write, that of the highest loss per token first."""
+        losses: dict[int, float] = {}
+        with self.evaluating():
+            for batch in self.asked(texts, labels):
+                means = self.asked_losses(batch) / (batch["targets"] != IGNORED).sum(1)
+                losses.update(zip(batch["row"].tolist(), means.tolist(), strict=True))
+        return sorted(losses, key=losses.__getitem__, reverse=True)
+
     def _tokens_of(self, given: Sequence[Label], where: str) -> list[list[int]]:
         texts = [text for text in given if isinstance(text, str)]
         if len(texts) < len(given):

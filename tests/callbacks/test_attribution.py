@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader
 
 from lit_nlp import (
     AttributionCallback,
-    QuestionAnsweringModule,
     TextClassificationDataModule,
     TextClassificationModule,
 )
@@ -71,6 +70,15 @@ def test_the_most_wrong_are_told_the_surest_first(bert: str, data: Any, tmp_path
     assert [row["text"] for row in explained(tmp_path / "attributions/test")] == wrong[:2]
 
 
+def test_a_run_goes_on_where_nothing_is_wrong(bert: str, tmp_path: Path) -> None:
+    module = TextClassificationModule(bert, labels=LABELS)
+    rows = [{"text": each.text, "label": each.label} for each in module.predict_texts(CORPUS)]
+    source = write_rows(tmp_path / "right.jsonl", rows)
+    data = TextClassificationDataModule(bert, test=source, labels=LABELS, batch_size=4, max_length=32)
+    with pytest.warns(UserWarning, match="no report of test: .*nothing was said of these texts"):
+        plain_trainer(callbacks=[callback(tmp_path, select="wrong")]).test(module, data, verbose=False)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -88,11 +96,9 @@ def test_what_it_cannot_do_is_told_when_it_is_made(arguments: dict[str, Any], me
 
 
 def test_what_a_run_cannot_give_is_told_before_its_first_step(bert: str, data: Any, tmp_path: Path) -> None:
-    classes, spans = TextClassificationModule(bert, labels=LABELS), QuestionAnsweringModule(bert)
+    classes = TextClassificationModule(bert, labels=LABELS)
     with pytest.raises(ConfigError, match="AttributionCallback: explanations need texts"):
         plain_trainer(callbacks=[callback(tmp_path)]).fit(classes, DataLoader([]))
-    with pytest.raises(ConfigError, match=r"AttributionCallback\.select: only classes can be wrong"):
-        plain_trainer(callbacks=[callback(tmp_path, select="wrong")]).fit(spans, data)
 
 
 @pytest.mark.parametrize(

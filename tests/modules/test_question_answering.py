@@ -725,6 +725,14 @@ def test_what_stands_in_different_windows_can_not_be_told_apart(bert: str) -> No
         module.attribution_targets([text], target="awful ending", contrast="moving")
 
 
+def test_the_most_wrong_answers_share_least_with_the_right_ones(bert: str) -> None:
+    module = QuestionAnsweringModule(bert, max_answer_length=4)
+    said = module.predict_texts(PAIRS[:4])
+    labels = [[said[0].text], ["something else"], [said[2].text + " indeed"], ["or else"]]
+    surest = sorted((1, 3), key=lambda i: -said[i].score)
+    assert module.most_wrong(PAIRS[:4], labels) == [*surest, 2]
+
+
 def test_an_unknown_target_is_told(bert: str) -> None:
     module = QuestionAnsweringModule(bert)
     known = "is not one of answer, start, end, no answer"

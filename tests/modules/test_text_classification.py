@@ -493,6 +493,12 @@ def test_classes_that_are_given_are_explained_in_place_of_the_predicted_ones(ber
             several.attribution_targets(CORPUS[:1], outputs=["a"])
 
 
+def test_the_most_wrong_scores_are_the_farthest_off(bert: str) -> None:
+    module = TextClassificationModule(bert, problem_type="regression")
+    said = [float(one.label) for one in module.predict_texts(CORPUS[:3])]
+    assert module.most_wrong(CORPUS[:3], [said[0] - 1, said[1], said[2] + 2]) == [2, 0]
+
+
 def test_the_score_is_the_logit_of_the_target(bert: str) -> None:
     module = TextClassificationModule(bert, labels=LABELS)
     assert torch.equal(module.score(LOGITS, torch.tensor([0, 1, 2, 0])), LOGITS[range(4), [0, 1, 2, 0]])

@@ -540,6 +540,14 @@ def test_what_is_accounted_for_of_a_text_is_what_is_explained_of_it(writer: Any)
         writer.asked(["a", "b"], ["c", 3])
 
 
+def test_the_most_wrong_is_what_is_least_probable_by_its_tokens(writer: Any) -> None:
+    means = []
+    for source, output in zip(CORPUS, GERMAN, strict=True):
+        targets = writer.attribution_targets([source], outputs=[output])
+        means.append(sum(-math.log(target.probability) for target in targets) / len(targets))
+    assert writer.most_wrong(CORPUS, GERMAN) == sorted(range(len(CORPUS)), key=lambda i: -means[i])
+
+
 def test_the_five_most_probable_tokens_are_named_with_their_probabilities(writer: Any) -> None:
     for target in writer.attribution_targets(CORPUS[:2], outputs=GERMAN[:2]):
         (reading,) = target.readings
