@@ -7,6 +7,7 @@ methods that blank words themselves. They compare methods on one model; they don
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from statistics import fmean
 from typing import Literal, Protocol, runtime_checkable
@@ -476,6 +477,8 @@ CURVES: dict[str, Callable[[Faithfulness], Curve]] = {
     "insertion": lambda text: text.insertion,
 }
 _ENOUGH = 3
+# Of probability: a model that words move by less, as one that has hardly learnt, is explained by none of them.
+_NOTICEABLE = 0.005
 
 
 @dataclass(frozen=True)
@@ -542,7 +545,8 @@ def compare(
     """Compare methods by what `measure` found of the same texts, in the same order.
 
     A method is trusted that ranks best by its means over comprehensiveness, sufficiency, deletion and insertion among
-    those that are better than random scores by three of these four at least, and worse by none.
+    those that are better than random scores by three of these four at least, each time by half a percent of
+    probability or more, and worse by none. Of these, those that no paired test tells apart from it are named with it.
 
     Args:
         results: By method; with one called `random`. A text that has None in one of them is left out of all.
@@ -574,7 +578,7 @@ def compare(
         for method, found in by_method.items()
     }
     ranks = _ranks(figures) if rows else {}
-    trusted, reason = _trusted(figures, ranks, len(set(kept)))
+    trusted, reason = _trusted(figures, ranks, len(set(kept)), partial(_gains, by_method, kept), seed)
     return Comparison(len(set(kept)), figures, curves, ranks, trusted, reason)
 
 
@@ -617,11 +621,7 @@ def _figures(
     figures: dict[str, dict[str, Figure]] = {method: {} for method in found}
     for name, metric in METRICS.items():
         values = {method: [metric.of(each) for each in some] for method, some in found.items()}
-        gains = {
-            method: _tensor(_by_text(_less(some, values[RANDOM]), texts))
-            for method, some in values.items()
-            if method != RANDOM
-        }
+        gains = {method: _gains(found, texts, name, method, RANDOM) for method in values if method != RANDOM}
         p_values = holm({method: sign_flip_test(some, seed=seed) for method, some in gains.items() if len(some)})
         for method, some in values.items():
             if defined := _by_text(some, texts):
@@ -649,8 +649,12 @@ def _interpolated(curve: Curve) -> Float[Tensor, " shares"]:
     return torch.lerp(y[right - 1], y[right], weight)
 
 
-def _less(values: Sequence[float | None], others: Sequence[float | None]) -> list[float | None]:
-    return [None if a is None or b is None else a - b for a, b in zip(values, others, strict=True)]
+def _gains(
+    found: Mapping[str, Sequence[Faithfulness]], texts: Sequence[int], metric: str, method: str, than: str
+) -> Float[Tensor, " texts"]:
+    """Return what a method has over another by a metric, a number a text, of those where it is defined for both."""
+    pairs = ((METRICS[metric].of(a), METRICS[metric].of(b)) for a, b in zip(found[method], found[than], strict=True))
+    return _tensor(_by_text([None if a is None or b is None else a - b for a, b in pairs], texts))
 
 
 def _tensor(values: Sequence[float]) -> Float[Tensor, " values"]:
@@ -689,28 +693,56 @@ def _ranks(figures: dict[str, dict[str, Figure]]) -> dict[str, float]:
     return {method: rank / len(DECISIVE) for method, rank in total.items()}
 
 
-def _trusted(figures: dict[str, dict[str, Figure]], ranks: dict[str, float], texts: int) -> tuple[str | None, str]:
+def _trusted(
+    figures: dict[str, dict[str, Figure]],
+    ranks: dict[str, float],
+    texts: int,
+    gains: Callable[[str, str, str], Float[Tensor, " texts"]],
+    seed: int,
+) -> tuple[str | None, str]:
     methods = len(figures) - 1
     if texts < (needed := fewest_texts(methods)):
         return None, (
             f"{texts} text{' is' if texts == 1 else 's are'} too few to tell a method from random scores: comparing"
             f" {methods} of them takes at least {needed}."
         )
-    verdicts = {method: [found[name].verdict for name in DECISIVE] for method, found in figures.items()}
-    better = {method: each.count("better") for method, each in verdicts.items()}
-    proven = [m for m, each in verdicts.items() if better[m] >= _ENOUGH and "worse" not in each]
+    better = {method: sum(map(_is_noticed, map(found.get, DECISIVE))) for method, found in figures.items()}
+    worse = {method for method, found in figures.items() if "worse" in (found[name].verdict for name in DECISIVE)}
+    proven = [method for method in figures if better[method] >= _ENOUGH and method not in worse]
     measures = ", ".join(DECISIVE[:-1]) + f" and {DECISIVE[-1]}"
     if not proven:
         return None, (
             f"Trust none of these methods for this model: over {texts} texts, none is better than random scores by"
-            f" at least {_ENOUGH} of {measures}, and worse by none."
+            f" at least {_ENOUGH} of {measures}, by {_NOTICEABLE:.1%} of probability or more, and worse by none."
         )
     best = min(proven, key=lambda method: ranks[method])
+    alike = _not_told_apart(best, [method for method in proven if method != best], gains, seed)
+    beside = " and ".join(filter(None, [", ".join(alike[:-1]), *alike[-1:]]))
     return best, (
         f"Trust {best} for this model: over {texts} texts it has the best mean rank ({ranks[best]:.2f} of"
         f" {len(figures)}) by {measures} among the methods that beat random scores, which it does by {better[best]} of"
-        f" these {len(DECISIVE)}."
+        f" these {len(DECISIVE)}." + (f" None of these tells it apart from {beside}." if alike else "")
     )
+
+
+def _is_noticed(figure: Figure | None) -> bool:
+    """Whether a method is better than random scores, and by more than a trifle."""
+    over = figure.over_random if figure and figure.verdict == "better" else None
+    return over is not None and abs(over.mean) >= _NOTICEABLE
+
+
+def _not_told_apart(
+    best: str, others: Sequence[str], gains: Callable[[str, str, str], Float[Tensor, " texts"]], seed: int
+) -> list[str]:
+    """Return the methods that the best is better than by no decisive metric, but for chance."""
+    ahead = {(other, name): gains(name, best, other) for other in others for name in DECISIVE}
+    p_values = holm({which: sign_flip_test(each, seed=seed) for which, each in ahead.items()})
+    told_apart = {
+        other
+        for (other, name), p_value in p_values.items()
+        if p_value <= LEVEL and (ahead[other, name].mean() > 0) == METRICS[name].higher
+    }
+    return [other for other in others if other not in told_apart]
 
 
 # Coalitions

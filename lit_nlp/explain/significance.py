@@ -1,11 +1,14 @@
 """Whether differences are more than chance, for one method and for several beside each other."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+Name = TypeVar("Name", bound=Hashable)
 
 LEVEL = 0.05
 _FLIPS = 9_999
@@ -46,13 +49,13 @@ def fewest_texts(methods: int) -> int:
     return math.ceil(math.log2(2 * max(1, methods) / LEVEL))
 
 
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+def holm(p_values: Mapping[Name, float]) -> dict[Name, float]:
     """Return p-values by name, corrected for their number.
 
     Holm 1979, "A Simple Sequentially Rejective Multiple Test Procedure": where all that are at most `LEVEL` are
     believed, the probability that any of these is mere chance is `LEVEL` at most.
     """
-    corrected, highest = dict[str, float](), 0.0
+    corrected, highest = dict[Name, float](), 0.0
     for before, name in enumerate(sorted(p_values, key=p_values.__getitem__)):
         highest = max(highest, min(1.0, (len(p_values) - before) * p_values[name]))
         corrected[name] = highest

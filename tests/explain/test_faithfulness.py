@@ -367,6 +367,45 @@ def test_no_method_is_trusted_that_does_not_beat_chance():
     assert (again.over_random.mean, again.p_value, again.verdict) == (0.0, 1.0, "open")
 
 
+def test_methods_that_are_not_told_apart_from_the_best_are_named_with_it():
+    given, generator = results(), torch.Generator().manual_seed(0)
+
+    def shaken(by: float) -> list[Faithfulness]:
+        noise = (by * torch.randn(len(given["true"]), generator=generator, dtype=torch.double)).tolist()
+        return [
+            replace(each, comprehensiveness=each.comprehensiveness - abs(by) / 50 + shake)
+            for each, shake in zip(given["true"], noise, strict=True)
+        ]
+
+    behind = [replace(each, deletion=replace(each.deletion, area=each.deletion.area + 0.01)) for each in given["true"]]
+    more = {"shaken": shaken(0.01), "moved": shaken(0.02), "behind": behind}
+    reason = compare({**given, **more}).reason
+    assert reason.startswith("Trust true for this model")
+    assert reason.endswith(" None of these tells it apart from shaken and moved.")
+    assert compare({**given, "moved": more["moved"]}).reason.endswith(" None of these tells it apart from moved.")
+
+
+def test_a_model_that_words_hardly_move_is_explained_by_no_method():
+    def of(share: float) -> str | None:
+        found = {
+            name: [
+                replace(
+                    each,
+                    comprehensiveness=share * each.comprehensiveness,
+                    sufficiency=share * each.sufficiency,
+                    deletion=replace(each.deletion, area=share * each.deletion.area),
+                    insertion=replace(each.insertion, area=share * each.insertion.area),
+                )
+                for each in texts
+            ]
+            for name, texts in results().items()
+        }
+        return compare(found).trusted
+
+    assert of(1.0) == of(0.1) == "true"
+    assert of(0.001) is None
+
+
 def test_a_method_needs_three_of_the_four_and_none_against_it():
     given = results()
     floor = given["random"]
