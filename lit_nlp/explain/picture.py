@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
@@ -23,6 +24,7 @@ _WASH = 0.58
 _DPI = 150
 _WIDTH = 10.0  # inches, as all lengths here
 _MARGIN, _LINE, _ROW, _CELL = 0.4, 0.42, 0.26, 0.56
+_WIDE_CELL = 0.45  # holds two decimals
 _TEXT, _SMALL = 13.0, 9.0  # points
 # matplotlib brings the first; of the others, which hold scripts that it lacks, it complains where they are missing.
 _WISHED = ["Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans", "Hiragino Sans", "Arial Unicode MS", "Segoe UI Symbol"]
@@ -45,8 +47,8 @@ def write_picture(attributions: Sequence[Attribution], path: Path, *, trusted: s
         UserError: The file can't be written.
     """
     (card, *_) = to_cards(attributions, trusted=trusted)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a box stands for it
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
         figure = draw(card)
         try:
             with written_whole(path, keep_earlier=True) as partial:
@@ -55,6 +57,13 @@ def write_picture(attributions: Sequence[Attribution], path: Path, *, trusted: s
             raise UserError(
                 f"it can't be written ({error.strerror})", where=str(path), mend="choose a folder that you may write"
             ) from error
+    others = [each.message for each in told if "missing from font" not in str(each.message)]
+    for message in others:
+        warnings.warn(message, stacklevel=2)
+    if len(others) < len(told):
+        rank_zero_warn(
+            f"{path} has boxes in place of characters that no font here holds; install one that does, as Noto Sans CJK"
+        )
 
 
 def draw(card: Card) -> Figure:
@@ -177,8 +186,8 @@ class _Pen:
                 if at == 1 and row.read is not None and w >= row.read:
                     continue
                 self._axes.barh(self.y - 0.11, cell, height=0.22, left=x, color=_washed(score, level(score, row.scale)))
-                sign = short(score)[: None if cell > 0.45 else 1]
-                self._write(x + cell / 2, self.y - 0.05, sign, 7.0, _INK, ha="center")
+                number = short(score) if cell > _WIDE_CELL else _shortest(score)
+                self._write(x + cell / 2, self.y - 0.05, number, 7.0, _INK, ha="center")
             self.down(0.24)
         cut = len(columns) > _COLUMNS or len(rows) > _ROWS
         self.down(0.1)
@@ -207,6 +216,12 @@ class _Pen:
                 drawn.remove()
             self._widths[text, size] = inches[0] - inches[1]
         return self._widths[text, size]
+
+
+def _shortest(score: float) -> str:
+    """Return a score with one decimal, in whole numbers from 10."""
+    rounded = f"{score:+.1f}" if abs(score) < 9.95 else f"{score:+.0f}"
+    return "0" if not float(rounded) else rounded.replace("-", "\N{MINUS SIGN}")
 
 
 def _runs(piece: str) -> list[str]:

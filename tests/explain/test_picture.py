@@ -71,8 +71,26 @@ def test_long_texts_and_many_tokens_are_cut_and_it_is_told(tmp_path):
 def test_any_text_can_be_drawn_without_a_warning(tmp_path, text):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", ".*a.png has boxes")  # where the machine has no font for it
         write_picture([attribution(text)], tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 1000
+
+
+def test_characters_that_no_font_holds_are_told_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(picture, "_FONTS", ["DejaVu Sans"])
+    with pytest.warns(UserWarning, match="has boxes") as told:
+        write_picture([attribution("日本語のテキスト")], tmp_path / "a.png")
+    assert [str(each.message).split(";")[0] for each in told] == [
+        f"{tmp_path / 'a.png'} has boxes in place of characters that no font here holds"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("score", "number"),
+    [(0.04, "0"), (-0.04, "0"), (0.26, "+0.3"), (-1.0, "−1.0"), (9.96, "+10"), (-123.4, "−123")],
+)
+def test_a_narrow_cell_tells_how_much_in_few_characters(score: float, number: str):
+    assert picture._shortest(score) == number
 
 
 def test_a_picture_that_cannot_be_written_is_told(tmp_path):
