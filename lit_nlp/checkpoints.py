@@ -42,7 +42,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         )
     if not Path(path).is_file():
         nearest = next(str(folder) for folder in Path(where).parents if folder.is_dir())
-        mend = f"look into {'checkpoints' if nearest == '.' else nearest}/"
+        mend = f"look into {'checkpoints' if nearest == '.' else nearest.rstrip('/')}/"
         raise CheckpointError("there is no such checkpoint file", where=where, mend=mend)
     stat = Path(path).stat()
     return dict(_read(where, stat.st_mtime_ns, stat.st_size))

@@ -673,7 +673,7 @@ def _influences(
 
     # The error of a score is its distance from what the data says: from what the module says it has none.
     labels = drawn.given if getattr(module, "problem_type", None) == "regression" else None
-    found = influences(module, checkpoints, data, drawn.texts, labels, batch_size=batch_size)
+    found = influences(module, checkpoints, data, drawn.texts, labels, batch_size=batch_size, progress=True)
     return {row: [vars(each) for each in some] for row, some in zip(drawn.rows, found, strict=True)}
 
 

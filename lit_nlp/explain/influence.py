@@ -13,6 +13,7 @@ from captum.influence import TracInCP, TracInCPFast
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
 from lit_nlp.data.base import TextDataModule
 from lit_nlp.data.batching import plan_batches
@@ -73,6 +74,7 @@ def influences(
     top: int = 5,
     layers: Sequence[str] | None = None,
     batch_size: int = 32,
+    progress: bool = False,
 ) -> list[list[Influence]]:
     """Return the training examples that spoke most for what is said of each text, and against it.
 
@@ -100,6 +102,7 @@ def influences(
             gradients of every text and of a batch. None: of a classifier the head alone, the last linear layer, which
             is far quicker; of other modules the last linear layer, below the vocabulary's where there is one.
         batch_size: Rows that go through the module at once.
+        progress: Show a bar that counts the training rows that are read, at each checkpoint.
 
     Returns:
         For each text its proponents (score above 0), then its opponents (below 0), the strongest first.
@@ -121,10 +124,11 @@ def influences(
         return [[] for _ in texts]
     train = data.tables["train"]
     plan = plan_batches(data.lengths(train), batch_size=batch_size)
-    rows = _Rows(train.select_columns(data.batch_columns("train")), data, plan, module.device)
+    bar = tqdm(total=len(run) * len(train), disable=not progress, desc="influence", unit="row")
+    rows = _Rows(train.select_columns(data.batch_columns("train")), data, plan, module.device, bar)
     order = torch.cat([torch.unique_consecutive(batch["row"]) for batch in asked]).cpu()
     scores = torch.zeros(len(texts), len(train), dtype=torch.double)
-    with module.attributing(), weights_kept(module):
+    with bar, module.attributing(), weights_kept(module):
         for checkpoint in run:
             checkpoint.load_into(module)
             scores[order.unsqueeze(1), rows.order] += products(checkpoint, asked, rows).detach().cpu().double()
@@ -141,12 +145,14 @@ class _Rows(Dataset[dict[str, Any]]):
         data: What makes batches of them.
         plan: The numbers of each batch's rows.
         device: Where batches are put.
+        bar: Counts the rows.
     """
 
     table: datasets.Dataset
     data: TextDataModule
     plan: list[list[int]]
     device: torch.device
+    bar: "tqdm[Any]"
 
     @property
     def order(self) -> Int[Tensor, " rows"]:
@@ -159,6 +165,7 @@ class _Rows(Dataset[dict[str, Any]]):
     def __getitem__(self, batch: int) -> dict[str, Any]:
         columns = {"row": self.plan[batch], **self.table[self.plan[batch]]}
         rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        self.bar.update(len(rows))
         return _to(self.data.collate(rows), self.device)
 
 
