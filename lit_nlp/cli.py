@@ -202,11 +202,12 @@ class LitNLPTrainer(Trainer):
             words = ", ".join(f"{word.text} {word.score:+.2f}" for word in each.strongest(_STRONGEST))
             special = f"; special tokens {each.special_score:+.2f}" if abs(each.special_score) >= 0.005 else ""
             rank_zero_info(f"{each.prediction}; {each.target} ({each.method}): {words}{special}")
+        said = "what the data says" if reference else "what the model says"
         facts = {
             "Checkpoint": str(ckpt_path),
             "Backbone": model.hparams["backbone"],
             "Taken from": "the command line" if text else f"{split}, {_share(drawn)}",
-            "Explained": ", ".join(_as_list(target)) or ("what the data says" if reference else "what the model says"),
+            "Explained": "all that can be asked for" if target == "all" else ", ".join(_as_list(target)) or said,
             **({"Rather than": contrast} if contrast else {}),
             **chosen.facts(),
         }

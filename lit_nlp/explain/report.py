@@ -494,8 +494,8 @@ def _notes(each: Attribution) -> tuple[list[str], str]:
     delta = signed(each.convergence_delta)
     if each.converged:
         change = f"Together the words change the score by {signed(total)}.{rest}"
-        return [change, f"The scores add up (converged, delta {delta})."], ""
-    warning = f"The scores don’t add up: read them with care (not converged, delta {delta})."
+        return [change, f"The scores add up to that, but for {delta} (the convergence delta)."], ""
+    warning = f"The scores don’t add up: read them with care. They are off by {delta} (the convergence delta)."
     return [f"The scores sum to {signed(total)}.{rest}"], warning
 
 

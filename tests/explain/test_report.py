@@ -208,14 +208,14 @@ def test_each_word_is_told_by_colour_and_by_number(tmp_path):
     assert "good, bad" in card
     assert "Speaks for positive good+2.00 Speaks against positive bad−1.00" in card
     assert "change the score by +1.01" in card
-    assert "converged, delta +0.001" in card
+    assert "add up to that, but for +0.001 (the convergence delta)" in card
 
 
 def test_scores_that_do_not_add_up_or_need_not_are_told(tmp_path):
     broken = attribution("good", converged=False, convergence_delta=-0.3)
     free = attribution("film", converged=None, convergence_delta=None, special_score=0.25, row=1)
     first, second = page(tmp_path, [broken, free]).cards
-    assert "don’t add up: read them with care (not converged, delta −0.30)" in squeezed(first)
+    assert "don’t add up: read them with care. They are off by −0.30 (the convergence delta)" in squeezed(first)
     assert "needn’t add up to anything. Special tokens, which are no word, have +0.25 beside it." in squeezed(second)
 
 
