@@ -470,21 +470,17 @@ class QuestionAnsweringModule(TransformerModule):
             return find_spots(windows, answers if name in self.targets() else find_spans(name, context))
 
         named = [spots(name) for name in (chosen, contrast) if name not in (None, RUNNER_UP)]
-        shared = set.intersection(*({spot.window for spot in some} for some in named))
-        if not shared:
+        own, other = self._in_one_window(windows, named, spots("answer"))
+        if own is None:
             return None
-        # Each window tells whether it holds no answer: the one is looked at where a span scores highest.
-        of_each = [*named, spots("answer")]
-        of_spans = ([spot for spot in some if spot.span and spot.window in shared] for some in of_each)
-        number = self._likeliest(windows, next(filter(None, of_spans), named[0])).window
-        own, *others = (self._likeliest(windows, [spot for spot in some if spot.window == number]) for some in named)
-        other = self._runner_up(windows, own, context) if contrast == RUNNER_UP else next(iter(others), None)
+        if contrast == RUNNER_UP:
+            other = self._runner_up(windows, own, context)
         side = next((name for name in (chosen, contrast) if name in _SIDES), None)
         asked = [(own, side)] + ([(other, contrast if contrast in _SIDES else side)] if other else [])
         terms = [(weight, spot.tokens(side)) for weight, (spot, side) in zip((1.0, -1.0), asked, strict=False)]
         if contrast is not None and (other is None or terms[0][1] == terms[1][1]):
             return None
-        window = windows[number]
+        window = windows[own.window]
         stands = zip(window.part, window.offsets, strict=True)
         places = [Place(part, *span) if part >= 0 else None for part, span in stands]
         return AttributionTarget(
@@ -501,13 +497,27 @@ class QuestionAnsweringModule(TransformerModule):
             span=own.span or (other.span if other else None),
         )
 
+    def _in_one_window(
+        self, windows: Sequence[ReadWindow], named: Sequence[Sequence[Spot]], answers: Sequence[Spot]
+    ) -> tuple[Spot | None, Spot | None]:
+        """Return the likeliest spot of a target, and of its contrast if there is one, in a window that holds both.
+
+        Every window tells whether it holds no answer: that is looked at where the contrast, or else the answer, is.
+        """
+        shared = set.intersection(*({spot.window for spot in some} for some in named))
+        if not shared:
+            return None, None
+        of_spans = ([spot for spot in some if spot.span and spot.window in shared] for some in [*named, answers])
+        window = self._likeliest(windows, next(filter(None, of_spans), named[0])).window
+        own, *others = (self._likeliest(windows, [spot for spot in some if spot.window == window]) for some in named)
+        return own, next(iter(others), None)
+
     def _likeliest(self, windows: Sequence[ReadWindow], spots: Sequence[Spot]) -> Spot:
         """Return the one of some spots with the highest sum of logits."""
         if len(spots) == 1:
             return spots[0]
-        logits = self._logits([windows[spot.window] for spot in spots])
-        sums = [float(own[spot.first, 0] + own[spot.last, 1]) for own, spot in zip(logits, spots, strict=True)]
-        return spots[sums.index(max(sums))]
+        logits = {number: self._logits(windows[number]) for number in {spot.window for spot in spots}}
+        return max(spots, key=lambda spot: float(logits[spot.window][[spot.first, spot.last], [0, 1]].sum()))
 
     def _runner_up(self, windows: Sequence[ReadWindow], than: Spot, context: str) -> Spot | None:
         """Return the best span of a window that has no token of another's, and not its text, or no answer."""
@@ -516,11 +526,10 @@ class QuestionAnsweringModule(TransformerModule):
         free = torch.tensor([begin < end for begin, end in window.context], device=self.device)
         if than.span:
             free[than.first : than.last + 1] = False
-        logits = self._logits([window])
-        length = self.max_answer_length
-        all_spans = best_spans(logits, free[None], max_answer_length=length, n_best=length * len(free))
+        logits, length = self._logits(window), self.max_answer_length
+        (every,) = best_spans(logits[None], free[None], max_answer_length=length, n_best=length * len(free)).tolist()
         found = []
-        for first, last in all_spans[0].tolist():
+        for first, last in every:
             span = bare_span(context, window.context[first][0], window.context[last][1])
             apart = than.span is None or last < than.first or first > than.last
             if free[[first, last]].all() and apart and span[0] < span[1] and context[slice(*span)] != text:
@@ -530,9 +539,9 @@ class QuestionAnsweringModule(TransformerModule):
             found += [spot for spot in no_answer_spots(windows) if spot.window == than.window]
         return self._likeliest(windows, found) if found else None
 
-    def _logits(self, windows: Sequence[ReadWindow]) -> Float[Tensor, "windows tokens 2"]:
+    def _logits(self, window: ReadWindow) -> Float[Tensor, "tokens 2"]:
         with self.evaluating(), torch.no_grad():
-            return self(**self.pad([window.tokens for window in windows])).float()
+            return self(**self.pad([window.tokens]))[0].float()
 
     def _nothing_found(self, target: str | None, contrast: str | None, contexts: Sequence[str]) -> ConfigError:
         names = {"target": self.targets(), "contrast": [*self.targets(), RUNNER_UP]}
