@@ -711,12 +711,12 @@ def _cell(record: dict[str, Any], name: str) -> Any:
 
 
 def _any_text(record: dict[str, Any], columns: list[str], where: str) -> str:
-    cells = {name: _cell(record, name) for name in columns}
-    for name, cell in cells.items():
+    cells = [_cell(record, name) for name in columns]
+    for name, cell in zip(columns, cells, strict=True):
         if not isinstance(cell, str):
             problem = f"column {name!r} holds {_kind(cell)}, not text"
             raise DataError(problem, where=where, mend="write it as a string, or delete the row")
-    return " ".join(cell for cell in cells.values() if cell.strip()) if len(columns) > 1 else str(cells[columns[0]])
+    return str(cells[0]) if len(cells) == 1 else " ".join([cell for cell in cells if cell.strip()])
 
 
 def _text(record: dict[str, Any], columns: list[str], where: str) -> str:
