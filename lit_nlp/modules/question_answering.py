@@ -3,8 +3,8 @@
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count, repeat
-from typing import Any, ClassVar, Literal, cast, overload
+from itertools import repeat
+from typing import Any, ClassVar, Literal, NamedTuple, cast, overload
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -24,7 +24,9 @@ from lit_nlp.modules.spans import (
     best_spans,
     find_spans,
     find_spots,
+    in_one_window,
     no_answer_spots,
+    runner_up,
 )
 from lit_nlp.targets import RUNNER_UP, AttributionTarget, Label, Place, Reading
 from lit_nlp.tokenization import (
@@ -142,6 +144,20 @@ class Window:
 
     spans: list[tuple[int, int, float, float]]
     no_answer: tuple[float, float]
+
+
+class _Asked(NamedTuple):
+    """What is explained, or told apart: a spot, or its `start` or `end` alone."""
+
+    spot: Spot
+    side: str | None
+
+    def told(self, context: str) -> str:
+        """Return what it is called."""
+        if self.spot.span is None:
+            return _NO_ANSWER
+        text = context[slice(*self.spot.span)]
+        return f"the {self.side} of {text}" if self.side else text
 
 
 class QuestionAnsweringModule(TransformerModule):
@@ -326,9 +342,14 @@ class QuestionAnsweringModule(TransformerModule):
             ConfigError: The texts are no pairs.
             DataError: A question leaves no room for its context, or a text is blank.
         """
+        return self._read(texts, batch_size)[0]
+
+    def _read(self, texts: Sequence[tuple[str, str]], batch_size: int) -> tuple[list[Answer], list[list[ReadWindow]]]:
+        """Return the answers to questions, and the windows of each."""
         encoded = self.encode(texts)
         no_answer, offsets = no_answer_positions(self.tokenizer, encoded), context_offsets(encoded)
-        windows: list[list[Window]] = [[] for _ in texts]
+        said: dict[int, Window] = {}
+        read: dict[int, ReadWindow] = {}
         with self.evaluating(), torch.inference_mode():
             for some in by_length(map(len, offsets), batch_size):
                 logits = self(**self.pad([encoded.sequences[i] for i in some])).float()
@@ -336,9 +357,15 @@ class QuestionAnsweringModule(TransformerModule):
                 characters = torch.tensor(padded, device=logits.device)
                 nowhere = torch.tensor([no_answer[i] for i in some], device=logits.device)
                 found = self._windows(logits, characters, characters[..., 0] < characters[..., 1], nowhere)
-                for i, window in zip(some, found, strict=True):
-                    windows[encoded.row[i]].append(window)
-        return [self._answer(own, *text) for own, text in zip(windows, texts, strict=True)]
+                for i, own, window in zip(some, logits.cpu(), found, strict=True):
+                    tokens, part, spans = encoded.sequences[i], encoded.part[i], encoded.offsets[i]
+                    said[i] = window
+                    read[i] = ReadWindow(tokens, part, spans, offsets[i], no_answer[i], own[: len(offsets[i])])
+        of_rows: list[list[int]] = [[] for _ in texts]
+        for i, row in enumerate(encoded.row):
+            of_rows[row].append(i)
+        answers = [self._answer([said[i] for i in own], *text) for own, text in zip(of_rows, texts, strict=True)]
+        return answers, [[read[i] for i in own] for own in of_rows]
 
     # Attribution
 
@@ -406,17 +433,10 @@ class QuestionAnsweringModule(TransformerModule):
         require_as_many(outputs, texts)
         if contrast is not None and target == contrast:
             raise ConfigError(f"{contrast!r} can't be told apart from itself", where="contrast")
-        answers = self.predict_texts(cast(Sequence[tuple[str, str]], texts), batch_size)
-        encoded = self.encode(texts)
-        nowhere, offsets = no_answer_positions(self.tokenizer, encoded), context_offsets(encoded)
-        windows: list[list[ReadWindow]] = [[] for _ in texts]
-        for row, *window in zip(
-            encoded.row, encoded.sequences, encoded.part, encoded.offsets, offsets, nowhere, strict=True
-        ):
-            windows[row].append(ReadWindow(*window))
+        answers, windows = self._read(cast(Sequence[tuple[str, str]], texts), batch_size)
         given = outputs if outputs is not None else [None] * len(texts)
-        of_each = map(self._target_of, count(), answers, given, windows, repeat(target), repeat(contrast))
-        found = [each for each in of_each if each is not None]
+        asked = map(self._asked_of, answers, given, windows, repeat(target), repeat(contrast))
+        found = [_target_of(row, answers[row], windows[row], each) for row, each in enumerate(asked) if each]
         if texts and not found:
             raise self._nothing_found(target, contrast, [answer.context for answer in answers])
         return found
@@ -450,98 +470,38 @@ class QuestionAnsweringModule(TransformerModule):
         wrong = [i for i, each in enumerate(tested) if each.exact_match < 1]
         return sorted(wrong, key=lambda i: (tested[i].f1, -answers[i].score))
 
-    def _target_of(
+    def _asked_of(
         self,
-        row: int,
         answer: Answer,
         given: Label | None,
         windows: Sequence[ReadWindow],
         target: str | None,
         contrast: str | None,
-    ) -> AttributionTarget | None:
-        """Return what is explained of one question; None where no window holds it and what it is told apart from."""
-        context = answer.context
-        answers, silent = _best_span(answer) if given is None else _given_spans(given, context)
-        chosen = target or _beside(contrast) or (_NO_ANSWER if silent else "answer")
+    ) -> list[_Asked]:
+        """Return what is explained of one question, and what it is told apart from; none where no window holds both."""
+        context, said = answer.context, _best_span(answer)
+        answers, nothing = (said, answer.start is None) if given is None else _given_spans(given, context)
+        chosen = target or _beside(contrast) or (_NO_ANSWER if nothing else "answer")
 
         def spots(name: str) -> list[Spot]:
             if name == _NO_ANSWER:
                 return no_answer_spots(windows)
             return find_spots(windows, answers if name in self.targets() else find_spans(name, context))
 
-        named = [spots(name) for name in (chosen, contrast) if name not in (None, RUNNER_UP)]
-        own, other = self._in_one_window(windows, named, spots("answer"))
+        named = [spots(chosen)] + ([] if contrast in (None, RUNNER_UP) else [spots(contrast)])
+        own, other = in_one_window(windows, named, find_spots(windows, answers or said))
         if own is None:
-            return None
-        if contrast == RUNNER_UP:
-            other = self._runner_up(windows, own, context)
+            return []
         side = next((name for name in (chosen, contrast) if name in _SIDES), None)
-        asked = [(own, side)] + ([(other, contrast if contrast in _SIDES else side)] if other else [])
-        terms = [(weight, spot.tokens(side)) for weight, (spot, side) in zip((1.0, -1.0), asked, strict=False)]
-        if contrast is not None and (other is None or terms[0][1] == terms[1][1]):
-            return None
-        window = windows[own.window]
-        stands = zip(window.part, window.offsets, strict=True)
-        places = [Place(part, *span) if part >= 0 else None for part, span in stands]
-        return AttributionTarget(
-            row=row,
-            name=" rather than ".join(_told(spot, side, context) for spot, side in asked),
-            text=answer.question,
-            text_pair=context,
-            parts=("question", "context"),
-            kind="span",
-            prediction=answer.text,
-            probability=answer.score,
-            probabilities=_by_text(answer.candidates[:_SHOWN]),
-            readings=[Reading(window.tokens, {"input_ids": places}, terms)],
-            span=own.span or (other.span if other else None),
-        )
-
-    def _in_one_window(
-        self, windows: Sequence[ReadWindow], named: Sequence[Sequence[Spot]], answers: Sequence[Spot]
-    ) -> tuple[Spot | None, Spot | None]:
-        """Return the likeliest spot of a target, and of its contrast if there is one, in a window that holds both.
-
-        Every window tells whether it holds no answer: that is looked at where the contrast, or else the answer, is.
-        """
-        shared = set.intersection(*({spot.window for spot in some} for some in named))
-        if not shared:
-            return None, None
-        of_spans = ([spot for spot in some if spot.span and spot.window in shared] for some in [*named, answers])
-        window = self._likeliest(windows, next(filter(None, of_spans), named[0])).window
-        own, *others = (self._likeliest(windows, [spot for spot in some if spot.window == window]) for some in named)
-        return own, next(iter(others), None)
-
-    def _likeliest(self, windows: Sequence[ReadWindow], spots: Sequence[Spot]) -> Spot:
-        """Return the one of some spots with the highest sum of logits."""
-        if len(spots) == 1:
-            return spots[0]
-        logits = {number: self._logits(windows[number]) for number in {spot.window for spot in spots}}
-        return max(spots, key=lambda spot: float(logits[spot.window][[spot.first, spot.last], [0, 1]].sum()))
-
-    def _runner_up(self, windows: Sequence[ReadWindow], than: Spot, context: str) -> Spot | None:
-        """Return the best span of a window that has no token of another's, and not its text, or no answer."""
-        window = windows[than.window]
-        text = context[slice(*than.span)] if than.span else ""
-        free = torch.tensor([begin < end for begin, end in window.context], device=self.device)
-        if than.span:
-            free[than.first : than.last + 1] = False
-        logits, length = self._logits(window), self.max_answer_length
-        (every,) = best_spans(logits[None], free[None], max_answer_length=length, n_best=length * len(free)).tolist()
-        found = []
-        for first, last in every:
-            span = bare_span(context, window.context[first][0], window.context[last][1])
-            apart = than.span is None or last < than.first or first > than.last
-            if free[[first, last]].all() and apart and span[0] < span[1] and context[slice(*span)] != text:
-                found.append(Spot(than.window, span, first, last))
-                break
-        if than.span and self.unanswerable:
-            found += [spot for spot in no_answer_spots(windows) if spot.window == than.window]
-        return self._likeliest(windows, found) if found else None
-
-    def _logits(self, window: ReadWindow) -> Float[Tensor, "tokens 2"]:
-        with self.evaluating(), torch.no_grad():
-            return self(**self.pad([window.tokens]))[0].float()
+        if contrast is None:
+            return [_Asked(own, side)]
+        if contrast == RUNNER_UP:
+            length = self.max_answer_length
+            other = runner_up(windows, own, context, max_answer_length=length, unanswerable=self.unanswerable)
+        other_side = contrast if contrast in _SIDES else side
+        if other is None or other.tokens(other_side) == own.tokens(side):
+            return []
+        return [_Asked(own, side), _Asked(other, other_side)]
 
     def _nothing_found(self, target: str | None, contrast: str | None, contexts: Sequence[str]) -> ConfigError:
         names = {"target": self.targets(), "contrast": [*self.targets(), RUNNER_UP]}
@@ -682,11 +642,31 @@ def _json_object(items: Iterable[tuple[str | None, Any]]) -> Iterator[str]:
     yield "\n}\n"
 
 
-def _best_span(answer: Answer) -> tuple[list[Span], bool]:
-    """Return the best span of a context, if there is one, and whether the module answers nothing."""
+def _target_of(row: int, answer: Answer, windows: Sequence[ReadWindow], asked: Sequence[_Asked]) -> AttributionTarget:
+    """Return a span, or the difference of two, to be explained of one question."""
+    window = windows[asked[0].spot.window]
+    stands = zip(window.part, window.offsets, strict=True)
+    places = [Place(part, *span) if part >= 0 else None for part, span in stands]
+    terms = [(weight, each.spot.tokens(each.side)) for weight, each in zip((1.0, -1.0), asked, strict=False)]
+    return AttributionTarget(
+        row=row,
+        name=" rather than ".join(each.told(answer.context) for each in asked),
+        text=answer.question,
+        text_pair=answer.context,
+        parts=("question", "context"),
+        kind="span",
+        prediction=answer.text,
+        probability=answer.score,
+        probabilities=_by_text(answer.candidates[:_SHOWN]),
+        readings=[Reading(window.tokens, {"input_ids": places}, terms)],
+        span=next((each.spot.span for each in asked if each.spot.span), None),
+    )
+
+
+def _best_span(answer: Answer) -> list[Span]:
+    """Return the best span of a context, if there is one."""
     spans = ((each.start, each.end) for each in answer.candidates)
-    best = next(((start, end) for start, end in spans if start is not None and end is not None), None)
-    return [best] if best else [], answer.start is None
+    return [(start, end) for start, end in spans if start is not None and end is not None][:1]
 
 
 def _given_spans(given: Label, context: str) -> tuple[list[Span], bool]:
@@ -700,14 +680,6 @@ def _beside(contrast: str | None) -> str | None:
     if contrast == _NO_ANSWER:
         return "answer"
     return _NO_ANSWER if contrast in ("answer", *_SIDES) else None
-
-
-def _told(spot: Spot, side: str | None, context: str) -> str:
-    """Return what a spot, or one side of it, is called."""
-    if spot.span is None:
-        return _NO_ANSWER
-    text = context[slice(*spot.span)]
-    return f"the {side} of {text}" if side else text
 
 
 def _by_text(candidates: Sequence[Candidate]) -> dict[str, float]:

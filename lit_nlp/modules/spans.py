@@ -24,6 +24,7 @@ class ReadWindow(NamedTuple):
         offsets: The characters that it takes there.
         context: Of each token of the context its characters, of others an empty span.
         no_answer_position: The token that stands for no answer.
+        logits: Of each token, that an answer starts there, and that it ends there.
     """
 
     tokens: Tokens
@@ -31,6 +32,7 @@ class ReadWindow(NamedTuple):
     offsets: list[Span]
     context: list[Span]
     no_answer_position: int
+    logits: Float[Tensor, "tokens 2"]
 
 
 class Spot(NamedTuple):
@@ -110,3 +112,61 @@ def find_spots(windows: Sequence[ReadWindow], spans: Sequence[Span]) -> list[Spo
 def no_answer_spots(windows: Sequence[ReadWindow]) -> list[Spot]:
     """Return for each window that it holds no answer."""
     return [Spot(i, None, *[window.no_answer_position] * 2) for i, window in enumerate(windows)]
+
+
+def in_one_window(
+    windows: Sequence[ReadWindow], named: Sequence[Sequence[Spot]], answers: Sequence[Spot]
+) -> tuple[Spot | None, Spot | None]:
+    """Return the likeliest spot of a target, and of its contrast if there is one, in a window that holds both.
+
+    Every window tells whether it holds no answer: that is looked at where the contrast, or else the answer, is.
+
+    Args:
+        windows: The windows of one context.
+        named: Where the target stands, and where its contrast does, if there is one.
+        answers: Where the answer stands.
+    """
+    shared = set.intersection(*({spot.window for spot in some} for some in named))
+    if not shared:
+        return None, None
+    of_spans = ([spot for spot in some if spot.span and spot.window in shared] for some in [*named, answers])
+    window = _likeliest(windows, next(filter(None, of_spans), named[0])).window
+    own, *others = (_likeliest(windows, [spot for spot in some if spot.window == window]) for some in named)
+    return own, next(iter(others), None)
+
+
+def runner_up(
+    windows: Sequence[ReadWindow], than: Spot, context: str, *, max_answer_length: int, unanswerable: bool
+) -> Spot | None:
+    """Return the best span of a window that has no token of another's, and not its text; or that there is no answer.
+
+    Args:
+        windows: The windows of one context.
+        than: The other.
+        context: The context.
+        max_answer_length: The most tokens of a span.
+        unanswerable: Whether no answer counts, where it is likelier than the span.
+    """
+    window = windows[than.window]
+    free = [begin < end for begin, end in window.context]
+    if than.span:
+        free[than.first : than.last + 1] = [False] * (than.last + 1 - than.first)
+    mask, spans = torch.tensor([free]), max_answer_length * len(free)
+    found = []
+    for first, last in best_spans(window.logits[None], mask, max_answer_length=max_answer_length, n_best=spans)[
+        0
+    ].tolist():
+        start, end = bare_span(context, window.context[first][0], window.context[last][1])
+        apart = than.span is None or last < than.first or first > than.last
+        other = than.span is None or context[start:end] != context[slice(*than.span)]
+        if free[first] and free[last] and apart and start < end and other:
+            found.append(Spot(than.window, (start, end), first, last))
+            break
+    if than.span and unanswerable:
+        found += [spot for spot in no_answer_spots(windows) if spot.window == than.window]
+    return _likeliest(windows, found) if found else None
+
+
+def _likeliest(windows: Sequence[ReadWindow], spots: Sequence[Spot]) -> Spot:
+    """Return the one of some spots with the highest sum of logits."""
+    return max(spots, key=lambda spot: float(windows[spot.window].logits[[spot.first, spot.last], [0, 1]].sum()))

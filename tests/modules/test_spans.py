@@ -57,7 +57,14 @@ def test_a_text_is_found_as_whole_words_if_anywhere(text: str, context: str, exp
 
 
 def window(*context: tuple[int, int]) -> ReadWindow:
-    return ReadWindow({"input_ids": [1] * len(context)}, [1] * len(context), list(context), list(context), 0)
+    return ReadWindow(
+        {"input_ids": [1] * len(context)},
+        [1] * len(context),
+        list(context),
+        list(context),
+        0,
+        torch.zeros(len(context), 2),
+    )
 
 
 def test_a_span_is_found_in_all_windows_that_hold_it_whole_or_else_most_of_it() -> None:
