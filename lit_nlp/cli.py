@@ -206,7 +206,7 @@ class LitNLPTrainer(Trainer):
         facts = {
             "Checkpoint": str(ckpt_path),
             "Backbone": model.hparams["backbone"],
-            "Taken from": "the command line" if text else f"{split}, {_share(drawn)}",
+            "Taken from": "the command line" if text else f"{split}, {drawn.share}",
             "Explained": "all that can be asked for" if target == "all" else ", ".join(_as_list(target)) or said,
             **({"Rather than": contrast} if contrast else {}),
             **chosen.facts(),
@@ -680,12 +680,6 @@ def _influences(
 
 def _title(model: LightningModule) -> str:
     return f"Why the model decided: {_snake_case(type(model).__name__.removesuffix('Module')).replace('_', ' ')}"
-
-
-def _share(drawn: Drawn) -> str:
-    """Return how much of a split was drawn, as a report's readers are told."""
-    rows = len(drawn.rows)
-    return f"all {rows} rows" if rows == drawn.total else f"{rows} of {drawn.total} rows"
 
 
 def _places(datamodule: LightningDataModule, rows: list[int]) -> str | None:

@@ -43,6 +43,10 @@ class ConfigError(UserError):
     """Arguments that are wrong by themselves or don't go together."""
 
 
+class TargetError(ConfigError):
+    """A target that none of the texts has, though others may: a word that isn't written, the class that is said."""
+
+
 class NonFiniteError(UserError):
     """A loss or gradient that is not finite; training stopped before the update.
 

@@ -106,6 +106,20 @@ def check_texts(texts: Sequence[Text]) -> None:
             raise DataError("a lone surrogate, half of a character", where=where, mend="write the whole character")
 
 
+def check_as_many(texts: Sequence[Text], **of_texts: Sequence[Any] | None) -> None:
+    """Make sure that there are as many as texts of each thing that goes with them, if there is any.
+
+    Raises:
+        ConfigError: There are more or fewer, or one thing stands in place of a list.
+    """
+    for name, given in of_texts.items():
+        if given is None:
+            continue
+        require_list(given, name)
+        if len(given) != len(texts):
+            raise ConfigError(f"there are {len(texts)} texts but {len(given)} {name}", where=name)
+
+
 def encode(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], *, max_length: int, doc_stride: int | None = None
 ) -> Encoded:

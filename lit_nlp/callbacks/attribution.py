@@ -11,11 +11,12 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from lit_nlp.data.base import Drawn, Split, TextDataModule
-from lit_nlp.errors import ConfigError, UserError, known_name
+from lit_nlp.errors import ConfigError, TargetError, known_name
 from lit_nlp.explain import Attribution, attribute, write_report
 from lit_nlp.explain.attribution import by_row
 from lit_nlp.explain.methods import methods_of
 from lit_nlp.explain.options import Options
+from lit_nlp.modules.base import TransformerModule
 from lit_nlp.modules.text_to_text import TextToTextModule
 
 # Among so many texts, the most wrong ones are looked for.
@@ -32,8 +33,8 @@ class AttributionCallback(Callback):
         folder: Where reports lie; None: the run's folder, where the first checkpoint callback writes.
         every_n_epochs: After which validations; 0: at the end of fit and test only.
         select: Which texts: `random` ones, those that are most `wrong` (a wrong class, the surest first; an answer
-            that shares least with the right one; a text to write that is least probable), or rows of the split by
-            their numbers.
+            that shares least with the right one; a text to write whose tokens are least probable), or rows of the
+            split by their numbers.
         limit: How many.
         split: Of which split while fitting; a test explains its own.
         options: Arguments of `lit_nlp.attribute`, such as `method`, `target` and `samples`.
@@ -85,6 +86,8 @@ class AttributionCallback(Callback):
         data = getattr(trainer, "datamodule", None)
         if not isinstance(data, TextDataModule):
             raise ConfigError("explanations need texts", where="AttributionCallback", mend="fit with a data module")
+        if self.select == "wrong" and not isinstance(pl_module, TransformerModule):
+            raise ConfigError("only modules of lit_nlp can be wrong", where="AttributionCallback.select")
         if isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy):
             raise ConfigError("a model in shards can't be explained while it fits", where="AttributionCallback")
         split: Split = self.split if stage == "fit" else "test"
@@ -108,14 +111,18 @@ class AttributionCallback(Callback):
 
     def _report(self, trainer: Trainer, module: Any, split: Split, name: str) -> None:
         drawn = self._chosen(module, trainer.datamodule, split)  # type: ignore[attr-defined]
+        if not drawn.rows:
+            rank_zero_warn(f"There is no report of {name}: none of the texts is wrong.")
+            return
         try:
             attributions = by_row(attribute(module, drawn.texts, labels=drawn.given, **self.options), drawn.rows)
-        except UserError as error:  # as of texts of which none is wrong, or words that aren't written any more
+        except TargetError as error:  # as of words that aren't written any more
             rank_zero_warn(f"There is no report of {name}: {error}")
             return
         folder = self._folder(trainer) / "attributions" / name
-        title = f"Why the model decided: {name.replace('-', ' ')}"
-        page = write_report(attributions, folder, title=title, facts={"Taken from": split, **self.chosen.facts()})
+        title = "Where the model was most wrong" if self.select == "wrong" else "Why the model decided"
+        facts = {"Taken from": f"{split}, {self._told(drawn)}", **self._asked(), **self.chosen.facts()}
+        page = write_report(attributions, folder, title=f"{title}: {name.replace('-', ' ')}", facts=facts)
         rank_zero_info(f"Report: {page}")
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
@@ -129,6 +136,18 @@ class AttributionCallback(Callback):
         drawn = data.drawn(split, _SEARCHED)
         wrong = module.most_wrong(drawn.texts, drawn.given)[: self.limit]
         return data.rows(split, [drawn.rows[i] for i in wrong])
+
+    def _told(self, drawn: Drawn) -> str:
+        """Return how texts were chosen, as readers are told."""
+        if self.select == "wrong":
+            return f"the {len(drawn.rows)} most wrong of {min(drawn.total, _SEARCHED)} rows"
+        return drawn.share + ("" if self.select == "random" else ", by their numbers")
+
+    def _asked(self) -> dict[str, str]:
+        """Return what is explained, as readers are told."""
+        target, contrast = self.options.get("target"), self.options.get("contrast")
+        named = target if isinstance(target, str) else ", ".join(target or [])
+        return {"Explained": named or "what the model says"} | ({"Rather than": contrast} if contrast else {})
 
     def _folder(self, trainer: Trainer) -> Path:
         checkpointing = trainer.checkpoint_callback

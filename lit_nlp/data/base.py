@@ -59,6 +59,11 @@ class Drawn(NamedTuple):
     rows: list[int]
     total: int
 
+    @property
+    def share(self) -> str:
+        """How much of the split they are, as readers are told."""
+        return f"all {self.total} rows" if len(self.rows) == self.total else f"{len(self.rows)} of {self.total} rows"
+
 
 class TextDataModule(LightningDataModule):
     """Reads, tokenises once, caches, shuffles, groups by length and pads.

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from tqdm import tqdm
 
-from lit_nlp.errors import ConfigError, UserError, require_list
+from lit_nlp.errors import ConfigError, TargetError, UserError
 from lit_nlp.explain.batch import Batch, Features, Game
 from lit_nlp.explain.explainable import Explainable
 from lit_nlp.explain.faithfulness import Explanation, random_scores
@@ -19,7 +19,7 @@ from lit_nlp.explain.methods import Method, methods_of
 from lit_nlp.explain.options import Options
 from lit_nlp.explain.words import Word
 from lit_nlp.targets import AttributionTarget, Label
-from lit_nlp.tokenization import Text, check_texts
+from lit_nlp.tokenization import Text, check_as_many, check_texts
 
 # The target that stands for each that a module knows.
 ALL = "all"
@@ -113,7 +113,7 @@ def attribute(
     """
     chosen = Options.of(options)
     (known,) = methods_of([chosen.method], chosen)
-    check_asked(module, texts, labels=labels)
+    check_asked(module, texts, labels=labels, outputs=outputs)
     if not texts:
         return []
     with module.attributing():
@@ -141,23 +141,23 @@ def targets_of(
 
     Raises:
         ConfigError: The module knows no such target, or `all` came with a contrast.
+        TargetError: None of the texts has it.
     """
     pairs = [(each, contrast) for each in ([target] if target is None or isinstance(target, str) else target)]
     if target == ALL:
         if contrast is not None:
             raise ConfigError("all targets come with their own contrasts", where="contrast", mend="leave it out")
         pairs = module.target_choices()
-    found, missing = list[AttributionTarget](), None
+    found: list[AttributionTarget] = []
     for one, other in pairs:
         try:
             found += module.attribution_targets(texts, target=one, contrast=other, **asked)
-        except ConfigError as error:
-            # Of all that the module knows, these texts may lack some, as a context of one word lacks a runner-up.
+        except TargetError:  # as of a context of one word, which has no runner-up
             if target != ALL:
                 raise
-            missing = error
-    if missing is not None and not found:
-        raise missing
+    if target == ALL:
+        # Of two names for one thing, as no answer and a runner-up that is none, one is enough.
+        found = list({(each.row, each.name, repr([r.terms for r in each.readings])): each for each in found}.values())
     return sorted(found, key=lambda each: each.row)
 
 
@@ -267,12 +267,7 @@ def check_asked(module: Explainable, texts: Sequence[Text], **of_texts: Sequence
         mend = "load one, as by SentimentModule.load_from_checkpoint(FILE)"
         raise ConfigError(f"expected a module of lit_nlp, got {got}", where="module", mend=mend)
     check_texts(texts)
-    for name, given in of_texts.items():
-        if given is None:
-            continue
-        require_list(given, name)
-        if len(given) != len(texts):
-            raise ConfigError(f"there are {len(texts)} texts but {len(given)} {name}", where=name)
+    check_as_many(texts, **of_texts)
 
 
 def by_row(attributions: Sequence[Attribution], rows: Sequence[int]) -> list[Attribution]:
@@ -281,12 +276,12 @@ def by_row(attributions: Sequence[Attribution], rows: Sequence[int]) -> list[Att
     Warns of texts that are missing among them.
 
     Raises:
-        UserError: There are none.
+        TargetError: There are none.
     """
     if not attributions:
-        raise UserError("nothing was said of these texts that could be explained", where="explain")
+        raise TargetError("nothing was said of these texts that could be explained", where="explain")
     if silent := len(rows) - len({each.row for each in attributions}):
-        rank_zero_warn(f"{silent} of {len(rows)} texts are not in the report: nothing was said of them.")
+        rank_zero_warn(f"{silent} of {len(rows)} texts are not in the report: they hold nothing of what is explained.")
     return [replace(each, row=rows[each.row]) for each in attributions]
 
 

@@ -75,7 +75,7 @@ def compare_methods(
     if chosen.method not in (Options.method, *methods):
         raise ConfigError("no single method where methods are compared", where="method", mend="name it among them")
     known = dict(zip(names, methods_of(names, chosen), strict=True))
-    check_asked(module, texts, labels=labels, rationales=rationales)
+    check_asked(module, texts, labels=labels, outputs=outputs, rationales=rationales)
     with module.attributing():
         asked: dict[str, Any] = {"contrast": contrast, "outputs": outputs, "batch_size": chosen.batch_size}
         targets = targets_of(module, texts, target=target, **asked)

@@ -477,7 +477,8 @@ CURVES: dict[str, Callable[[Faithfulness], Curve]] = {
     "insertion": lambda text: text.insertion,
 }
 _ENOUGH = 3
-# Of probability: a model that words move by less, as one that has hardly learnt, is explained by none of them.
+# Of the target's probability, with all words or with none: a model that words move by less, as one that has hardly
+# learnt, is explained by none of them.
 _NOTICEABLE = 0.005
 
 
@@ -545,8 +546,9 @@ def compare(
     """Compare methods by what `measure` found of the same texts, in the same order.
 
     A method is trusted that ranks best by its means over comprehensiveness, sufficiency, deletion and insertion among
-    those that are better than random scores by three of these four at least, each time by half a percent of
-    probability or more, and worse by none. Of these, those that no paired test tells apart from it are named with it.
+    those that are better than random scores by three of these four at least, each time by half a percent of the
+    target's probability or more, and worse by none. Those of them that it isn't better than, but for chance, are named
+    with it.
 
     Args:
         results: By method; with one called `random`. A text that has None in one of them is left out of all.
@@ -578,7 +580,8 @@ def compare(
         for method, found in by_method.items()
     }
     ranks = _ranks(figures) if rows else {}
-    trusted, reason = _trusted(figures, ranks, len(set(kept)), partial(_gains, by_method, kept), seed)
+    least = _NOTICEABLE * max(curves[RANDOM]["deletion"].probabilities, default=0.0) if rows else 0.0
+    trusted, reason = _trusted(figures, ranks, len(set(kept)), least, partial(_gains, by_method, kept), seed)
     return Comparison(len(set(kept)), figures, curves, ranks, trusted, reason)
 
 
@@ -697,44 +700,54 @@ def _trusted(
     figures: dict[str, dict[str, Figure]],
     ranks: dict[str, float],
     texts: int,
+    least: float,
     gains: Callable[[str, str, str], Float[Tensor, " texts"]],
     seed: int,
 ) -> tuple[str | None, str]:
+    """Return the method to trust, and why.
+
+    Args:
+        figures: By method and metric.
+        ranks: By method.
+        texts: How many were compared.
+        least: By how much a method must be better than random scores.
+        gains: What a method has over another, by the names of a metric and of both.
+        seed: What tests draw by.
+    """
     methods = len(figures) - 1
     if texts < (needed := fewest_texts(methods)):
         return None, (
             f"{texts} text{' is' if texts == 1 else 's are'} too few to tell a method from random scores: comparing"
             f" {methods} of them takes at least {needed}."
         )
-    better = {method: sum(map(_is_noticed, map(found.get, DECISIVE))) for method, found in figures.items()}
+    better = {method: sum(_is_better(found[name], least) for name in DECISIVE) for method, found in figures.items()}
     worse = {method for method, found in figures.items() if "worse" in (found[name].verdict for name in DECISIVE)}
     proven = [method for method in figures if better[method] >= _ENOUGH and method not in worse]
     measures = ", ".join(DECISIVE[:-1]) + f" and {DECISIVE[-1]}"
     if not proven:
         return None, (
             f"Trust none of these methods for this model: over {texts} texts, none is better than random scores by"
-            f" at least {_ENOUGH} of {measures}, by {_NOTICEABLE:.1%} of probability or more, and worse by none."
+            f" at least {_ENOUGH} of {measures}, by {least:.2g} of probability or more, and worse by none."
         )
     best = min(proven, key=lambda method: ranks[method])
-    alike = _not_told_apart(best, [method for method in proven if method != best], gains, seed)
+    alike = _not_beaten(best, [method for method in proven if method != best], gains, seed)
     beside = " and ".join(filter(None, [", ".join(alike[:-1]), *alike[-1:]]))
     return best, (
         f"Trust {best} for this model: over {texts} texts it has the best mean rank ({ranks[best]:.2f} of"
         f" {len(figures)}) by {measures} among the methods that beat random scores, which it does by {better[best]} of"
-        f" these {len(DECISIVE)}." + (f" None of these tells it apart from {beside}." if alike else "")
+        f" these {len(DECISIVE)}." + (f" By none of them it beats {beside} by more than chance." if alike else "")
     )
 
 
-def _is_noticed(figure: Figure | None) -> bool:
-    """Whether a method is better than random scores, and by more than a trifle."""
-    over = figure.over_random if figure and figure.verdict == "better" else None
-    return over is not None and abs(over.mean) >= _NOTICEABLE
+def _is_better(figure: Figure, least: float) -> bool:
+    """Whether a method is better than random scores, and by so much at least."""
+    return figure.verdict == "better" and figure.over_random is not None and abs(figure.over_random.mean) >= least
 
 
-def _not_told_apart(
+def _not_beaten(
     best: str, others: Sequence[str], gains: Callable[[str, str, str], Float[Tensor, " texts"]], seed: int
 ) -> list[str]:
-    """Return the methods that the best is better than by no decisive metric, but for chance."""
+    """Return the methods over which the best has nothing but chance, by any decisive metric."""
     ahead = {(other, name): gains(name, best, other) for other in others for name in DECISIVE}
     p_values = holm({which: sign_flip_test(each, seed=seed) for which, each in ahead.items()})
     told_apart = {

@@ -300,17 +300,16 @@ def _drawn(
     The same seed draws the same points however many go together, and their mirror images where the parts are reversed.
     """
     method = InputBaselineXGradient(batch.score_at)
+    credit = torch.zeros(1, batch.words + 1)
     with _seeded(batch, seed):
-        found = [
-            method.attribute(
+        for first, last in zip(begin.split(batch.rows), end.split(batch.rows), strict=True):
+            found = method.attribute(
                 _between(batch, last),
                 baselines=_between(batch, first),
                 additional_forward_args=tuple(each.expand(len(first), *each.shape[1:]) for each in batch.fixed),
             )
-            for first, last in zip(begin.split(batch.rows), end.split(batch.rows), strict=True)
-        ]
-    credit = [torch.cat(of_layer).sum((0, 2)).unsqueeze(0) for of_layer in zip(*found, strict=True)]
-    return batch.per_word(credit).detach()
+            credit += batch.per_word([each.sum((0, 2)).unsqueeze(0) for each in found]).detach().cpu()
+    return credit
 
 
 def _between(batch: Batch, shares: Float[Tensor, " parts"]) -> tuple[Float[Tensor, "parts _ hidden"], ...]:

@@ -18,7 +18,8 @@ class Options:
         head: Which head attention shows, counted from 0. None: the mean over all.
         tolerance: How far scores may be from adding up, as a share of the change that they explain.
         max_steps: The points of a path at which integrated gradients stop to look for more precision.
-        samples: Draws of the methods that sample, 2 at least. None: as many as give stable results.
+        samples: Draws of the methods that sample, 2 at least; of those that draw in pairs, one more where the number
+            is odd. None: as many as give stable results.
         seed: What they draw by; a text's result doesn't depend on the texts beside it.
         batch_size: Sequences that go through the module at once; it bounds the memory.
         progress: Show a bar that counts what is finished.

@@ -198,7 +198,7 @@ class TransformerModule(LightningModule):
         return self.own_losses(self.forward_batch(batch), batch)
 
     def most_wrong(self, texts: Sequence[Text], labels: Sequence[Label]) -> list[int]:
-        """Return the numbers of the texts of which the module says other than the data does, the worst first.
+        """Return the numbers of the texts that the module gets wrong, or as wrong as any, the worst first.
 
         Args:
             texts: Texts, or pairs of texts.
@@ -642,16 +642,6 @@ def token_scores(
     place, token = target.unbind(1)
     rows = torch.arange(len(logits), device=logits.device)
     return logits[rows, place].float().log_softmax(-1).gather(1, token.unsqueeze(1)).squeeze(1)
-
-
-def require_as_many(outputs: Sequence[Label] | None, texts: Sequence[Text]) -> None:
-    """Make sure that something is given for each text, if anything is.
-
-    Raises:
-        ConfigError: There is more or less of it.
-    """
-    if outputs is not None and len(outputs) != len(texts):
-        raise ConfigError(f"there are {len(texts)} texts but {len(outputs)} outputs", where="outputs")
 
 
 def positions_of(model: nn.Module) -> int | None:

@@ -12,10 +12,10 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 from transformers import AutoModel, AutoModelForQuestionAnswering, PreTrainedConfig
 
-from lit_nlp.errors import ConfigError, did_you_mean, require
+from lit_nlp.errors import ConfigError, TargetError, did_you_mean, require
 from lit_nlp.files import json_lines
 from lit_nlp.metrics.question_answering import SquadMetric, exact_match, f1
-from lit_nlp.modules.base import Batch, EvaluationSplit, Files, TransformerModule, as_json, require_as_many
+from lit_nlp.modules.base import Batch, EvaluationSplit, Files, TransformerModule, as_json
 from lit_nlp.modules.spans import (
     ReadWindow,
     Span,
@@ -34,6 +34,7 @@ from lit_nlp.tokenization import (
     Encoded,
     Text,
     by_length,
+    check_as_many,
     check_texts,
     context_offsets,
     encode_windows,
@@ -418,21 +419,23 @@ class QuestionAnsweringModule(TransformerModule):
 
         Args:
             texts: Tuples of question and context.
-            target: `answer`: the best span; its `start` or its `end` alone; `no answer`; or any text of a context.
-                None: what is answered.
-            contrast: Another of these, or `runner-up`: the best span that has nothing of the target's. Its log
-                probability is taken off, in a window that holds both: of an answer and `no answer`, what is left are
-                the odds in that window; the module decides by the lowest of all.
+            target: `answer`: the best span; its `start` or its `end` alone; `no answer`; or any other text of a
+                context. None: what is answered.
+            contrast: Another of these, or `runner-up`: the best span that has no token of the target's and isn't its
+                text elsewhere; or `no answer`, where questions may have none and it's likelier. Its log probability is
+                taken off, in a window that holds both: of an answer and `no answer`, what is left are the odds in that
+                window; the module decides by the lowest of all.
             outputs: What is taken as the answer to each question: a text of its context, several of which the most
                 probable counts, or nothing where there is no answer. None: what the module answers.
             batch_size: Windows that are run at once.
 
         Raises:
-            ConfigError: Nothing of what is asked for is found, or there are more or fewer outputs than texts.
+            ConfigError: There are more or fewer outputs than texts.
+            TargetError: Nothing of what is asked for is found.
         """
-        require_as_many(outputs, texts)
+        check_as_many(texts, outputs=outputs)
         if contrast is not None and target == contrast:
-            raise ConfigError(f"{contrast!r} can't be told apart from itself", where="contrast")
+            raise TargetError(f"{contrast!r} can't be told apart from itself", where="contrast")
         answers, windows = self._read(cast(Sequence[tuple[str, str]], texts), batch_size)
         given = outputs if outputs is not None else [None] * len(texts)
         asked = map(self._asked_of, answers, given, windows, repeat(target), repeat(contrast))
@@ -503,16 +506,16 @@ class QuestionAnsweringModule(TransformerModule):
             return []
         return [_Asked(own, side), _Asked(other, other_side)]
 
-    def _nothing_found(self, target: str | None, contrast: str | None, contexts: Sequence[str]) -> ConfigError:
+    def _nothing_found(self, target: str | None, contrast: str | None, contexts: Sequence[str]) -> TargetError:
         names = {"target": self.targets(), "contrast": [*self.targets(), RUNNER_UP]}
         for (where, known), name in zip(names.items(), (target, contrast), strict=True):
             if name is not None and name not in known and not any(find_spans(name, context) for context in contexts):
                 problem = f"{name!r} is not one of {', '.join(known)}, and stands in no context"
-                return ConfigError(problem, where=where, mend=did_you_mean(name, known))
+                return TargetError(problem, where=where, mend=did_you_mean(name, known))
         if contrast is not None:
             problem = f"nothing can be told apart from {contrast!r}: it is what is explained, or no window holds both"
-            return ConfigError(problem, where="contrast", mend="name another text of the context")
-        return ConfigError("no context holds what is given as the answer", where="outputs")
+            return TargetError(problem, where="contrast", mend="name another text of the context")
+        return TargetError("no context holds what is given as the answer", where="outputs")
 
     def _tested(self, answer: Answer, given: list[str], loss: float) -> Tested:
         exact, overlap = (rule(answer.text, given, no_answers=self.unanswerable) for rule in (exact_match, f1))

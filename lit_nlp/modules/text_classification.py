@@ -15,14 +15,14 @@ from torchmetrics import classification as tc
 from torchmetrics import regression as tr
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig
 
-from lit_nlp.errors import ConfigError, known_name, require
+from lit_nlp.errors import ConfigError, TargetError, known_name, require
 from lit_nlp.files import json_lines
 from lit_nlp.metrics.calibration import CalibrationError
-from lit_nlp.modules.base import Batch, EvaluationSplit, Files, TransformerModule, as_json, require_as_many
+from lit_nlp.modules.base import Batch, EvaluationSplit, Files, TransformerModule, as_json
 from lit_nlp.modules.first_token import first_token_only
 from lit_nlp.modules.heads import linear_layers, read_by
 from lit_nlp.targets import RUNNER_UP, AttributionTarget, Label, Place, Reading
-from lit_nlp.tokenization import Encoded, Text, Tokens, by_length, check_texts, encode
+from lit_nlp.tokenization import Encoded, Text, Tokens, by_length, check_as_many, check_texts, encode
 
 # Keeps the slope of (1 - p)^gamma finite for gamma below 1.
 _TINY = 1e-6
@@ -346,8 +346,9 @@ class TextClassificationModule(TransformerModule):
 
         Raises:
             ConfigError: There is no such class, or there are more or fewer outputs than texts, or several a text.
+            TargetError: Of no text the contrast is another class than the target.
         """
-        require_as_many(outputs, texts)
+        check_as_many(texts, outputs=outputs)
         given = [None] * len(texts) if outputs is None else list(map(self._class_of, outputs))
         if target is not None:
             known_name(target, self.labels, "target")
@@ -390,14 +391,14 @@ class TextClassificationModule(TransformerModule):
                 )
             )
         if texts and not found:
-            raise ConfigError(f"{contrast!r} can't be told apart from itself", where="contrast")
+            raise TargetError(f"{contrast!r} can't be told apart from itself", where="contrast")
         return found
 
     def _class_of(self, label: Label) -> str:
         if self.problem_type != "single_label":
             problem = "a text has a score, or any number of classes, of which none is explained by itself"
-            raise ConfigError(problem, where="outputs", mend="name a target")
-        return self.labels[cast(int, self.target_of(label))]
+            raise ConfigError(problem, where="outputs", mend="leave them out")
+        return known_name(str(label), self.labels, "outputs")
 
     # Accounting for what is said: texts and their labels, and the head
 
@@ -427,7 +428,7 @@ class TextClassificationModule(TransformerModule):
     def most_wrong(self, texts: Sequence[Text], labels: Sequence[Label]) -> list[int]:
         """Return the texts with wrong classes, the surest first, or with a wrong score, the farthest off first."""
         said = self.predict_texts(texts)
-        wrong = [i for i, (one, label) in enumerate(zip(said, labels, strict=True)) if one.label != label]
+        wrong = [i for i, (one, label) in enumerate(zip(said, labels, strict=True)) if not _same(one.label, label)]
 
         def how_wrong(i: int) -> float:
             sure, off = said[i].probability, (said[i].label, labels[i])
@@ -579,6 +580,11 @@ def multi_label_losses(
         right = torch.where(labels > 0.5, logits, -logits).sigmoid()
         losses = (1 - right).clamp_min(_TINY) ** gamma * losses
     return losses.mean(1)
+
+
+def _same(one: Label, other: Label) -> bool:
+    """Whether two labels are the same, in whatever order several stand."""
+    return set(one) == set(other) if isinstance(one, list) and isinstance(other, list) else one == other
 
 
 class _R2(tr.R2Score):

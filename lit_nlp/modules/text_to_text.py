@@ -15,7 +15,7 @@ from torchmetrics import MetricCollection
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedConfig
 
 from lit_nlp.architecture import architecture
-from lit_nlp.errors import ConfigError, did_you_mean, require
+from lit_nlp.errors import ConfigError, TargetError, did_you_mean, require
 from lit_nlp.files import json_lines
 from lit_nlp.generation import PairTokenizer, default_prompt, one_line
 from lit_nlp.modules.base import (
@@ -25,13 +25,12 @@ from lit_nlp.modules.base import (
     TransformerModule,
     as_json,
     positions_of,
-    require_as_many,
     token_scores,
 )
 from lit_nlp.modules.beam_search import beam_search
 from lit_nlp.modules.losses import cross_entropy
 from lit_nlp.targets import AttributionTarget, Label, Place, Reading
-from lit_nlp.tokenization import IGNORED, Text, Tokens, by_length, check_texts, pad
+from lit_nlp.tokenization import IGNORED, Text, Tokens, by_length, check_as_many, check_texts, pad
 
 # The most probable tokens that are named beside one that is explained.
 _NAMED = 5
@@ -299,11 +298,11 @@ class TextToTextModule(TransformerModule):
             batch_size: Sequences that are run at once.
 
         Raises:
-            ConfigError: No token has the text of `target`, `contrast` takes several tokens or is all that was
-                written, or there are more or fewer outputs than texts.
+            ConfigError: `contrast` takes several tokens, or there are more or fewer outputs than texts.
+            TargetError: No token has the text of `target`, or `contrast` is all that was written.
         """
         read = self._sources(texts)
-        require_as_many(outputs, texts)
+        check_as_many(texts, outputs=outputs)
         given = None if outputs is None else self._tokens_of(outputs, "outputs")
         with self.evaluating():
             written = self._written(read, self._outputs(read, batch_size) if given is None else given)
@@ -341,9 +340,9 @@ class TextToTextModule(TransformerModule):
         if wanted is not None and wanted not in names:
             shown = ", ".join([*list(names)[:_LISTED], *["…"][: len(names) > _LISTED]]) or "none at all"
             problem = f"no token that was written is {wanted!r}; they are {shown}"
-            raise ConfigError(problem, where="target", mend=did_you_mean(wanted, names))
+            raise TargetError(problem, where="target", mend=did_you_mean(wanted, names))
         if names and not found:
-            raise ConfigError(f"{contrast!r} is itself what was written", where="contrast", mend="name another token")
+            raise TargetError(f"{contrast!r} is itself what was written", where="contrast", mend="name another token")
         return found
 
     def asked(

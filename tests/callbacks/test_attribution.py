@@ -12,13 +12,18 @@ from torch.utils.data import DataLoader
 
 from lit_nlp import (
     AttributionCallback,
+    QuestionAnsweringDataModule,
+    QuestionAnsweringModule,
     TextClassificationDataModule,
     TextClassificationModule,
+    TranslationDataModule,
+    TranslationModule,
 )
 from lit_nlp.errors import ConfigError
 from tests.backbones import CORPUS
 from tests.contract import plain_trainer, write_rows
 from tests.modules.fitting import Watcher
+from tests.translators import save_marian
 
 LABELS = ["cold", "hot"]
 
@@ -28,6 +33,11 @@ def data(bert: str, tmp_path: Path) -> TextClassificationDataModule:
     rows = [{"text": text, "label": LABELS[i % 2]} for i, text in enumerate(CORPUS)]
     source = write_rows(tmp_path / "rows.jsonl", rows)
     return TextClassificationDataModule(bert, train=source, val=source, test=source, batch_size=4, max_length=32)
+
+
+@pytest.fixture(scope="session")
+def marian(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_marian(tmp_path_factory.mktemp("marian"))
 
 
 def explained(path: Path) -> list[dict[str, Any]]:
@@ -68,6 +78,10 @@ def test_the_most_wrong_are_told_the_surest_first(bert: str, data: Any, tmp_path
     wrong.sort(key=lambda text: -said[text].probability)
     plain_trainer(callbacks=[callback(tmp_path, select="wrong", limit=2)]).test(module, data, verbose=False)
     assert [row["text"] for row in explained(tmp_path / "attributions/test")] == wrong[:2]
+    told = json.loads((tmp_path / "attributions/test/report.json").read_text())
+    assert told["title"] == "Where the model was most wrong: test"
+    assert told["facts"]["Taken from"] == "test, the 2 most wrong of 6 rows"
+    assert told["facts"]["Explained"] == "what the model says"
 
 
 def test_a_run_goes_on_where_nothing_is_wrong(bert: str, tmp_path: Path) -> None:
@@ -75,8 +89,35 @@ def test_a_run_goes_on_where_nothing_is_wrong(bert: str, tmp_path: Path) -> None
     rows = [{"text": each.text, "label": each.label} for each in module.predict_texts(CORPUS)]
     source = write_rows(tmp_path / "right.jsonl", rows)
     data = TextClassificationDataModule(bert, test=source, labels=LABELS, batch_size=4, max_length=32)
-    with pytest.warns(UserWarning, match="no report of test: .*nothing was said of these texts"):
+    with pytest.warns(UserWarning, match="no report of test: none of the texts is wrong"):
         plain_trainer(callbacks=[callback(tmp_path, select="wrong")]).test(module, data, verbose=False)
+
+
+def test_a_run_goes_on_where_a_word_is_not_written(marian: str, tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "pairs.jsonl", [{"source": text, "target": text} for text in CORPUS])
+    data = TranslationDataModule(marian, test=source, batch_size=4, max_length=32)
+    watcher = AttributionCallback(str(tmp_path), options={"method": "saliency", "target": "nowhere"})
+    with pytest.warns(UserWarning, match="no report of test: target: no token that was written is 'nowhere'"):
+        plain_trainer(callbacks=[watcher]).test(TranslationModule(marian, max_new_tokens=5), data, verbose=False)
+
+
+def test_the_most_wrong_answers_and_translations_are_explained(bert: str, marian: str, tmp_path: Path) -> None:
+    asked = [
+        {"id": str(i), "question": "why", "context": text, "answers": [{"text": text[:5], "answer_start": 0}]}
+        for i, text in enumerate(CORPUS)
+    ]
+    questions = QuestionAnsweringDataModule(bert, test=write_rows(tmp_path / "asked.jsonl", asked))
+    module = QuestionAnsweringModule(bert)
+    sources = write_rows(tmp_path / "pairs.jsonl", [{"source": text, "target": text} for text in CORPUS])
+    translations = TranslationDataModule(marian, test=sources, batch_size=4, max_length=32)
+    translator = TranslationModule(marian, max_new_tokens=5)
+    translator.model.final_logits_bias[0, translator.tokenizer("film").input_ids[0]] = 100.0  # so that it writes
+    for one, data in (module, questions), (translator, translations):
+        folder = tmp_path / type(one).__name__
+        plain_trainer(callbacks=[callback(folder, select="wrong", limit=2)]).test(one, data, verbose=False)
+        given = data.drawn("test", 9)
+        worst = [given.rows[i] for i in one.most_wrong(given.texts, given.given)[:2]]
+        assert {row["row"] for row in explained(folder / "attributions/test")} == set(worst)
 
 
 @pytest.mark.parametrize(

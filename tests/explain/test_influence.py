@@ -25,6 +25,7 @@ from lit_nlp import (
 )
 from lit_nlp.errors import CheckpointError, ConfigError, UserError
 from lit_nlp.explain import influence
+from lit_nlp.explain.checkpoints import read_run
 from lit_nlp.explain.influence import Influence, influences
 from tests import translators
 from tests.backbones import CORPUS
@@ -631,6 +632,13 @@ def test_rows_of_other_tasks_may_be_selected_beforehand(other: Any) -> None:
     for some, scores, whole in zip(found, told(found, 3), everything, strict=True):
         assert scores == pytest.approx([whole[5], whole[1], whole[2]], rel=1e-3, abs=1e-6)
         assert {each.where for each in some} <= {table[row]["where"] for row in (5, 1, 2)}
+
+
+def test_each_row_is_counted_once_for_each_checkpoint(other: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    module, data, checkpoints, texts = other
+    influences(module, checkpoints, data, texts, progress=True)
+    rows = len(data.tables["train"]) * len(read_run(checkpoints, module))
+    assert f" {rows}/{rows} " in capsys.readouterr().err.split("\r")[-1]
 
 
 def test_what_other_tasks_dont_take_is_refused(other: Any) -> None:

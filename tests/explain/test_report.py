@@ -207,8 +207,16 @@ def test_each_word_is_told_by_colour_and_by_number(tmp_path):
     card = squeezed(found.cards[0])
     assert "good, bad" in card
     assert "Speaks for positive good+2.00 Speaks against positive bad−1.00" in card
-    assert "change the score by +1.01" in card
-    assert "add up to that, but for +0.001 (the convergence delta)" in card
+    assert "The words’ scores sum to +1.01. They add up to what the text changes, +1.01, but for +0.001" in card
+
+
+def test_what_words_and_special_tokens_add_up_to_is_told(tmp_path):
+    (card,) = page(tmp_path, [attribution("good", special_score=0.25, convergence_delta=0.01)]).cards
+    told = (
+        "The words’ scores sum to +1.00. Special tokens, which are no word, have +0.25 beside it. They add up to what"
+        " the text changes, +1.24, but for +0.01 (the convergence delta)."
+    )
+    assert told in squeezed(card)
 
 
 def test_scores_that_do_not_add_up_or_need_not_are_told(tmp_path):
@@ -226,7 +234,7 @@ def test_scores_are_said_to_add_up_where_they_do(tmp_path):
     assert f"By integrated gradients the {said}" in squeezed(page(tmp_path / "some", [adding, not_adding]).text)
     text = squeezed(page(tmp_path / "none", [not_adding]).text)
     assert said not in text
-    assert "Together the words change" not in text
+    assert "They add up" not in text
     assert "The scores sum to " in text
 
 

@@ -17,7 +17,7 @@ from transformers import BertConfig, BertForQuestionAnswering, LlamaModel
 from lit_nlp import QuestionAnsweringDataModule, QuestionAnsweringModule, attribute
 from lit_nlp.callbacks.results import ResultsWriter
 from lit_nlp.data.base import TextDataModule
-from lit_nlp.errors import ConfigError, DataError
+from lit_nlp.errors import ConfigError, DataError, TargetError
 from lit_nlp.modules.base import TransformerModule
 from lit_nlp.modules.question_answering import Answer, Window, span_losses
 from lit_nlp.targets import AttributionTarget
@@ -713,6 +713,26 @@ def test_answers_that_are_given_are_explained_in_place_of_the_models(bert: str) 
         module.attribution_targets(texts, outputs=["moving"])
 
 
+def test_that_there_is_no_answer_is_read_where_the_models_answer_stands(bert: str) -> None:
+    module = QuestionAnsweringModule(bert, max_length=16, doc_stride=6, unanswerable=True).eval()
+    text = ("why", " ".join(CORPUS))
+    best = next(each.text for each in module.answer(*text).candidates if each.text)
+    for asked in {"outputs": [[]]}, {"outputs": [" "]}, {"target": "no answer"}:
+        (found,) = module.attribution_targets([text], contrast="runner-up", **asked)
+        assert found.name == f"no answer rather than {best}"
+
+
+def test_all_targets_of_a_question_are_different(bert: str) -> None:
+    module = QuestionAnsweringModule(bert, unanswerable=True, null_threshold=1000.0)
+    names = [
+        [each.target for each in attribute(module, [text], target="all", method="saliency")]
+        for text in (PAIRS[0], ("why", "film"))
+    ]
+    assert len(set(names[0])) == len(names[0]) == 6
+    # Of one word, the runner-up is that there is no answer.
+    assert names[1] == ["film", "the start of film", "the end of film", "no answer", "film rather than no answer"]
+
+
 def test_what_stands_in_different_windows_can_not_be_told_apart(bert: str) -> None:
     module = QuestionAnsweringModule(bert, max_length=16, doc_stride=6).eval()
     text = ("why", " ".join(CORPUS))
@@ -740,5 +760,7 @@ def test_an_unknown_target_is_told(bert: str) -> None:
         module.attribution_targets([("why", "a film")], target="anser")
     with pytest.raises(ConfigError, match=f"contrast: 'runer-up' {known}, runner-up, and stands in no context; did"):
         module.attribution_targets([("why", "a film")], contrast="runer-up")
+    with pytest.raises(TargetError, match=f"target: 'runner-up' {known}, and stands in no context"):
+        module.attribution_targets([("why", "a film")], target="runner-up")
     with pytest.raises(ConfigError, match="contrast: 'film' can't be told apart from itself"):
         module.attribution_targets([("why", "a film")], target="film", contrast="film")

@@ -481,7 +481,8 @@ def test_classes_that_are_given_are_explained_in_place_of_the_predicted_ones(ber
     ]
     for wrong, problem in (
         (["a"], "outputs: there are 3 texts but 1 outputs"),
-        (["a", "b", "d"], "label: 'd' is not one of a, b, c"),
+        (["a", "b", "d"], "outputs: 'd' is not one of a, b, c"),
+        ("abc", "outputs: expected a list of outputs, got one output"),
     ):
         with pytest.raises(ConfigError, match=problem):
             module.attribution_targets(CORPUS[:3], outputs=wrong)
@@ -491,6 +492,13 @@ def test_classes_that_are_given_are_explained_in_place_of_the_predicted_ones(ber
     ):
         with pytest.raises(ConfigError, match="outputs: a text has a score, or any number of classes"):
             several.attribution_targets(CORPUS[:1], outputs=["a"])
+
+
+def test_of_several_labels_the_most_wrong_are_others_than_were_given_in_any_order(bert: str) -> None:
+    module = TextClassificationModule(bert, labels=["a", "b", "c"], problem_type="multi_label")
+    with torch.no_grad():
+        module.head().bias.copy_(torch.tensor([5.0, 5.0, -5.0]))
+    assert module.most_wrong(CORPUS[:3], [["b", "a"], ["a"], ["a", "b"]]) == [1]
 
 
 def test_the_most_wrong_scores_are_the_farthest_off(bert: str) -> None:
