@@ -66,6 +66,7 @@ def run(args: list[str]) -> int:
     0 is done, 2 a mistake in what was given, 130 ended by the keyboard, 143 by SIGTERM.
     """
     transformers.utils.logging.disable_progress_bar()
+    warnings.formatwarning = lambda message, *_, **__: f"lit-nlp: {_one_line(str(message))}\n"
     for message in _BESIDE_THE_POINT:
         warnings.filterwarnings("ignore", message)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
@@ -93,6 +94,8 @@ def run(args: list[str]) -> int:
     except (UserError, MisconfigurationException) as error:
         if isinstance(error, UserError) and error.where == "texts":
             error.where, error.mend = "--text", "give --text_pair where the model reads pairs, and only there"
+        if isinstance(error, UserError) and error.where == "outputs":
+            error.where = "--reference"
         print(f"lit-nlp: {_one_line(str(error)).replace('lit-nlp VERB', f'lit-nlp {args[0]}')}", file=sys.stderr)
         return 2
     except SIGTERMException:
@@ -131,6 +134,7 @@ class LitNLPTrainer(Trainer):
         methods: str | list[str] | None = None,
         split: Split = "test",
         limit: int = 50,
+        rows: list[int] | None = None,
         text: str | None = None,
         text_pair: str | None = None,
         target: str | list[str] | None = None,
@@ -150,11 +154,12 @@ class LitNLPTrainer(Trainer):
             methods: Several methods, as in `a,b,c`: compared by how true they are of the model, beside random scores.
             split: Whose texts are explained.
             limit: At most this many texts, drawn at random by data.seed.
+            rows: Explain these rows of the split, counted from 0, and draw none.
             text: Explain this one text instead; for question answering the question.
             text_pair: The second text of a pair; for question answering the context.
             target: What is explained: a class; answer, start, end, "no answer" or a text of the context; a token that
                 is written. Or several, or `all`, between which the page switches. By default what the model says.
-            contrast: What the target is to be told apart from, of the same kind; of classes and answers also runner-up.
+            contrast: What the target is to be told apart from, of the same kind; or runner-up.
             reference: Explain what the data says of each text, and not what the model does: the right class, the right
                 answer, or the target token by token.
             sensitivity: With methods, measure also how far their scores move with small changes; takes long.
@@ -166,19 +171,22 @@ class LitNLPTrainer(Trainer):
         """
         from lit_nlp.explain import attribute, compare_methods, read_rationales, table, write_report
         from lit_nlp.explain.attribution import by_row
+        from lit_nlp.explain.report import told
 
         chosen = Options(**options, progress=True)
         if not self.is_global_zero:
             return
         require(limit >= 1, f"limit must be at least 1, got {limit}", "explain")
-        require(bool(methods) or not (sensitivity or rationales), "only --methods are measured", "explain")
-        drawn = self._texts_to_explain(datamodule, split, limit, text, text_pair)
+        require(rows is None or bool(rows), "there are no rows", "explain.rows")
+        require(methods is not None or not (sensitivity or rationales), "only --methods are measured", "explain")
+        drawn = self._texts_to_explain(datamodule, split, limit if rows is None else rows, text, text_pair)
         if reference and drawn.given is None:
-            raise ConfigError("the data says nothing of these texts", where="explain.reference")
+            mend = "leave it out, or explain a split that is labelled"
+            raise ConfigError("the data says nothing of these texts", where="explain.reference", mend=mend)
         if png is not None and png not in drawn.rows:
             some = ", ".join(map(str, drawn.rows[:_SOME_ROWS])) + (", ..." if len(drawn.rows) > _SOME_ROWS else "")
             problem = f"row {png} is none of those that are explained"
-            raise ConfigError(problem, where="explain.png", mend=f"these are {some}; limit draws more")
+            raise ConfigError(problem, where="explain.png", mend=f"these are {some}; name it among --rows")
         require(text is None or not rationales, "rationales are of rows of a split, not of --text", "explain")
         run = _run_of(model, datamodule, ckpt_path) if influence else None
         folder = usable_folder(Path(output or "reports"))
@@ -186,7 +194,7 @@ class LitNLPTrainer(Trainer):
         asked: dict[str, Any] = {**vars(chosen), "target": target, "contrast": contrast, "labels": drawn.given}
         asked["outputs"] = drawn.given if reference else None
         comparison = None
-        if methods:
+        if methods is not None:
             names = [each.strip() for each in methods.split(",")] if isinstance(methods, str) else methods
             names = [each for each in names if each]
             marked = read_rationales(rationales, drawn.rows, total=drawn.total) if rationales else None
@@ -201,13 +209,15 @@ class LitNLPTrainer(Trainer):
         for each in attributions if text is not None else ():
             words = ", ".join(f"{word.text} {word.score:+.2f}" for word in each.strongest(_STRONGEST))
             special = f"; special tokens {each.special_score:+.2f}" if abs(each.special_score) >= 0.005 else ""
-            rank_zero_info(f"{each.prediction}; {each.target} ({each.method}): {words}{special}")
-        said = "what the data says" if reference else "what the model says"
+            said = told(each.prediction, nothing="nothing")
+            rank_zero_info(f"{said}; {each.target} ({each.method}): {words}{special}")
+        asked_of = "what the data says" if reference else "what the model says"
+        share = drawn.share(len({each.row for each in attributions}))
         facts = {
             "Checkpoint": str(ckpt_path),
             "Backbone": model.hparams["backbone"],
-            "Taken from": "the command line" if text else f"{split}, {drawn.share}",
-            "Explained": "all that can be asked for" if target == "all" else ", ".join(_as_list(target)) or said,
+            "Taken from": "the command line" if text else f"{split}, {share}",
+            "Explained": "all that can be asked for" if target == "all" else ", ".join(_as_list(target)) or asked_of,
             **({"Rather than": contrast} if contrast else {}),
             **chosen.facts(),
         }
@@ -226,7 +236,7 @@ class LitNLPTrainer(Trainer):
         self,
         datamodule: LightningDataModule | None,
         split: Split,
-        limit: int,
+        chosen: int | list[int],
         text: str | None,
         text_pair: str | None,
     ) -> Drawn:
@@ -236,7 +246,7 @@ class LitNLPTrainer(Trainer):
             return Drawn([text if text_pair is None else (text, text_pair)], None, [0], 1)
         if not isinstance(datamodule, TextDataModule):
             raise ConfigError("explain needs texts", mend="give --text or a data module of lit_nlp")
-        return datamodule.drawn(split, limit)
+        return datamodule.drawn(split, chosen) if isinstance(chosen, int) else datamodule.rows(split, chosen)
 
 
 class _Parser(LightningArgumentParser):
@@ -656,13 +666,18 @@ def _run_of(
     if not isinstance(datamodule, TextDataModule) or ckpt_path is None:
         raise ConfigError("influence needs the training data and a run's checkpoints", where="explain.influence")
     datamodule.setup("fit")
+    as_trained = "give --data.train, and with it --data.limit, as in training"
     trained, counts = module.hparams.get("label_counts"), getattr(datamodule, "facts", {}).get("label_counts")
     if trained is not None and counts != trained:
         raise ConfigError(
             f"the checkpoint was trained on rows of {trained} by class, these are {counts}",
             where="data.train",
-            mend="give --data.train, and with it --data.limit, as in training",
+            mend=as_trained,
         )
+    rows, there = read_checkpoint(ckpt_path).get(type(datamodule).__qualname__, {}), len(datamodule.tables["train"])
+    if rows.get("train_rows", there) != there:
+        problem = f"the checkpoint was trained on {rows['train_rows']} rows, these are {there}"
+        raise ConfigError(problem, where="data.train", mend=as_trained)
     return datamodule, sorted(Path(ckpt_path).parent.glob("*.ckpt"))
 
 

@@ -127,11 +127,23 @@ def test_a_row_is_drawn_by_its_number_in_the_split(project: Path, capsys: pytest
     assert Path("reports/sentiment/row-5.png").read_bytes().startswith(b"\x89PNG")
     assert [row["text"] for row in lines("reports/sentiment/attributions.jsonl")] == GOOD + BAD
     assert lit_nlp("explain", "--ckpt_path", checkpoint, *arguments[:-1], "99") == 2
-    told = "explain.png: row 99 is none of those that are explained; these are 0, 1, 2, 3, 4, 5, 6, 7; limit draws more"
-    assert told in capsys.readouterr().err
+    told = "explain.png: row 99 is none of those that are explained; these are 0, 1, 2, 3, 4, 5, 6, 7; name it among"
+    assert f"{told} --rows" in capsys.readouterr().err
     assert "test, all 8 rows" in Path("reports/sentiment/index.html").read_text()
     assert lit_nlp("explain", "--ckpt_path", checkpoint, "--method", "saliency", "--limit", "3") == 0
     assert "test, 3 of 8 rows" in Path("reports/sentiment/index.html").read_text()
+    chosen = ["--method", "saliency", "--rows", "[6, 2]", "--png", "6"]
+    assert lit_nlp("explain", "--ckpt_path", checkpoint, *chosen) == 0
+    assert [row["row"] for row in lines("reports/sentiment/attributions.jsonl")] == [6, 2]
+    assert lit_nlp("explain", "--ckpt_path", checkpoint, "--rows", "[8]") == 2
+    assert "data.test: test has rows 0 to 7, but no row 8" in capsys.readouterr().err
+    for blank, mistake in (
+        (["--target", ""], "target: the target is blank; leave it out, or name one"),
+        (["--methods", ""], "methods: there are no methods to compare; name one"),
+        (["--rows", "[]"], "explain.rows: there are no rows"),
+    ):
+        assert lit_nlp("explain", "--ckpt_path", checkpoint, *blank) == 2
+        assert mistake in capsys.readouterr().err
     capsys.readouterr()
     assert lit_nlp("explain", "--ckpt_path", checkpoint, "--method", "saliency", "--reference", "true") == 0
     explained = lines("reports/sentiment/attributions.jsonl")

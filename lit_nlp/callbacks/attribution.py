@@ -121,7 +121,11 @@ class AttributionCallback(Callback):
             return
         folder = self._folder(trainer) / "attributions" / name
         title = "Where the model was most wrong" if self.select == "wrong" else "Why the model decided"
-        facts = {"Taken from": f"{split}, {self._told(drawn)}", **self._asked(), **self.chosen.facts()}
+        facts = {
+            "Taken from": f"{split}, {self._told(drawn, len({each.row for each in attributions}))}",
+            **self._asked(),
+            **self.chosen.facts(),
+        }
         page = write_report(attributions, folder, title=f"{title}: {name.replace('-', ' ')}", facts=facts)
         rank_zero_info(f"Report: {page}")
         for logger in trainer.loggers:
@@ -137,11 +141,11 @@ class AttributionCallback(Callback):
         wrong = module.most_wrong(drawn.texts, drawn.given)[: self.limit]
         return data.rows(split, [drawn.rows[i] for i in wrong])
 
-    def _told(self, drawn: Drawn) -> str:
+    def _told(self, drawn: Drawn, shown: int) -> str:
         """Return how texts were chosen, as readers are told."""
         if self.select == "wrong":
-            return f"the {len(drawn.rows)} most wrong of {min(drawn.total, _SEARCHED)} rows"
-        return drawn.share + ("" if self.select == "random" else ", by their numbers")
+            return f"the {shown} most wrong of {min(drawn.total, _SEARCHED)} rows"
+        return drawn.share(shown) + ("" if self.select == "random" else ", by their numbers")
 
     def _asked(self) -> dict[str, str]:
         """Return what is explained, as readers are told."""

@@ -59,10 +59,9 @@ class Drawn(NamedTuple):
     rows: list[int]
     total: int
 
-    @property
-    def share(self) -> str:
-        """How much of the split they are, as readers are told."""
-        return f"all {self.total} rows" if len(self.rows) == self.total else f"{len(self.rows)} of {self.total} rows"
+    def share(self, shown: int) -> str:
+        """Return how much of the split so many rows are, as readers are told."""
+        return f"all {self.total} rows" if shown == self.total else f"{shown} of {self.total} rows"
 
 
 class TextDataModule(LightningDataModule):
@@ -249,6 +248,10 @@ class TextDataModule(LightningDataModule):
             raise ConfigError(f"there is no {split} data", where=f"data.{split}", mend=f"give --data.{split} FILE")
         return source
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return how many rows are trained on, for a checkpoint to tell."""
+        return {"train_rows": len(self.tables["train"])} if "train" in self.tables else {}
+
     def prepare_data(self) -> None:
         """Tokenise what the verb needs, once; other processes then find it in the cache."""
         for split in self._needed():
@@ -282,8 +285,12 @@ class TextDataModule(LightningDataModule):
 
     def drawn(self, split: Split, limit: int) -> Drawn:
         """Return at most so many rows of a split, drawn by the seed, to be explained."""
+        return self.rows(split, sample(range(len(self._opened(split))), limit, self.seed))
+
+    def _opened(self, split: Split) -> datasets.Dataset:
+        """Set a split up, and return its rows."""
         self.setup({"train": "fit", "val": "validate"}.get(split, split))
-        return self.rows(split, sample(range(len(self.tables[split])), limit, self.seed))
+        return self.tables[split]
 
     def batch_of(self, split: Split, numbers: list[int]) -> dict[str, Any]:
         """Return rows of a split that is set up as a batch, as they come in training."""
@@ -291,12 +298,12 @@ class TextDataModule(LightningDataModule):
         return self.collate(_NumberedRows(table).__getitems__(numbers))
 
     def rows(self, split: Split, numbers: list[int]) -> Drawn:
-        """Return rows of a split that is set up, by their numbers.
+        """Return rows of a split by their numbers.
 
         Raises:
             ConfigError: The split has no such row.
         """
-        table = self.tables[split]
+        table = self._opened(split)
         beyond = [number for number in numbers if not 0 <= number < len(table)]
         if beyond:
             raise ConfigError(f"{split} has rows 0 to {len(table) - 1}, but no row {beyond[0]}", where=f"data.{split}")

@@ -10,6 +10,7 @@ from typing import Any
 from lit_nlp.data.sources import Row
 from lit_nlp.errors import DataError, did_you_mean
 
+_DECIMAL = re.compile(r"[+-]?\d*\.\d+")
 _WHOLE_NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)(\.0*)?")
 # A tuple: a union would be made anew for every row.
 _SEVERAL = (list, dict)
@@ -132,6 +133,10 @@ def _whole_number(text: str) -> str | None:
     return str(int(text.partition(".")[0])) if _WHOLE_NUMBER.fullmatch(text) else None
 
 
+def _is_decimal(text: str) -> bool:
+    return _DECIMAL.fullmatch(text) is not None
+
+
 def _indicator(name: str, flag: Any, where: str) -> bool:
     text = str(flag).strip().lower()
     if text not in ("0", "1", "0.0", "1.0", "true", "false"):
@@ -142,6 +147,12 @@ def _indicator(name: str, flag: Any, where: str) -> bool:
 def _check_kinds(first_seen: dict[str, str]) -> None:
     numbers = [label for label in first_seen if _WHOLE_NUMBER.fullmatch(label)]
     words = [label for label in first_seen if label not in numbers]
+    if numbers and words and all(map(_is_decimal, words)):
+        raise DataError(
+            f"label {words[0]!r} is a number with decimals, not a class",
+            where=first_seen[words[0]],
+            mend="set problem_type to regression to predict numbers",
+        )
     if numbers and words:
         late, early = (words[0], numbers[0]) if next(iter(first_seen)) == numbers[0] else (numbers[0], words[0])
         raise DataError(

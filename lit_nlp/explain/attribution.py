@@ -96,8 +96,8 @@ def attribute(
             `answer`, `start`, `end`, `no answer` or a text of the context; for texts that are written the tokens of
             this name. Or several of these; or `all`: each that the module knows, between which the readers of a
             report then switch.
-        contrast: What the target is to be told apart from, of the same kind: the difference is explained. For
-            classes and answers also `runner-up`, the most probable of the others.
+        contrast: What the target is to be told apart from, of the same kind: the difference is explained.
+            Also `runner-up`, the most probable of the others; of answers, of those that share no token with it.
         outputs: What is taken as said of each text: its class, the answer, or what is written. None: what the module
             says.
         labels: The gold labels, to be shown beside the predictions.
@@ -143,6 +143,8 @@ def targets_of(
         ConfigError: The module knows no such target, or `all` came with a contrast.
         TargetError: None of the texts has it.
     """
+    if isinstance(target, str) and not target.strip():
+        raise ConfigError("the target is blank", where="target", mend="leave it out, or name one")
     pairs = [(each, contrast) for each in ([target] if target is None or isinstance(target, str) else target)]
     if target == ALL:
         if contrast is not None:
@@ -158,6 +160,8 @@ def targets_of(
     if target == ALL:
         # Of two names for one thing, as no answer and a runner-up that is none, one is enough.
         found = list({(each.row, each.name, repr([r.terms for r in each.readings])): each for each in found}.values())
+    if silent := len(texts) - len({each.row for each in found}):
+        rank_zero_warn(f"{silent} of {len(texts)} texts are left out: they hold nothing of what is to be explained.")
     return sorted(found, key=lambda each: each.row)
 
 
@@ -273,15 +277,11 @@ def check_asked(module: Explainable, texts: Sequence[Text], **of_texts: Sequence
 def by_row(attributions: Sequence[Attribution], rows: Sequence[int]) -> list[Attribution]:
     """Return attributions of texts under the numbers that these have as rows of a split.
 
-    Warns of texts that are missing among them.
-
     Raises:
         TargetError: There are none.
     """
     if not attributions:
         raise TargetError("nothing was said of these texts that could be explained", where="explain")
-    if silent := len(rows) - len({each.row for each in attributions}):
-        rank_zero_warn(f"{silent} of {len(rows)} texts are not in the report: they hold nothing of what is explained.")
     return [replace(each, row=rows[each.row]) for each in attributions]
 
 

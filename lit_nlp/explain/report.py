@@ -403,7 +403,9 @@ def _card(number: int, row: Sequence[Attribution], influences: Iterable[Mapping[
         confidence=confidence,
         urgency=_urgency(shown, confidence),
         length=len(shown.text) + len(shown.text_pair or ""),
-        reference=told(shown.label, nothing="nothing") if is_token and shown.label is not None else None,
+        reference=told(shown.label, nothing="nothing")
+        if is_token and shown.label not in (None, shown.prediction)
+        else None,
         parts=list(drawn),
         views=views,
         influences=sorted(map(dict, influences), key=lambda example: -abs(example["score"])),

@@ -435,13 +435,13 @@ class QuestionAnsweringModule(TransformerModule):
         """
         check_as_many(texts, outputs=outputs)
         if contrast is not None and target == contrast:
-            raise TargetError(f"{contrast!r} can't be told apart from itself", where="contrast")
+            raise TargetError(f"{contrast!r} can't be told apart from itself", where="contrast", mend="name another")
         answers, windows = self._read(cast(Sequence[tuple[str, str]], texts), batch_size)
         given = outputs if outputs is not None else [None] * len(texts)
         asked = map(self._asked_of, answers, given, windows, repeat(target), repeat(contrast))
         found = [_target_of(row, answers[row], windows[row], each) for row, each in enumerate(asked) if each]
         if texts and not found:
-            raise self._nothing_found(target, contrast, [answer.context for answer in answers])
+            raise self._nothing_found(target, contrast, outputs, [answer.context for answer in answers])
         return found
 
     def asked(
@@ -506,16 +506,22 @@ class QuestionAnsweringModule(TransformerModule):
             return []
         return [_Asked(own, side), _Asked(other, other_side)]
 
-    def _nothing_found(self, target: str | None, contrast: str | None, contexts: Sequence[str]) -> TargetError:
+    def _nothing_found(
+        self, target: str | None, contrast: str | None, outputs: Sequence[Label] | None, contexts: Sequence[str]
+    ) -> TargetError:
         names = {"target": self.targets(), "contrast": [*self.targets(), RUNNER_UP]}
         for (where, known), name in zip(names.items(), (target, contrast), strict=True):
             if name is not None and name not in known and not any(find_spans(name, context) for context in contexts):
                 problem = f"{name!r} is not one of {', '.join(known)}, and stands in no context"
                 return TargetError(problem, where=where, mend=did_you_mean(name, known))
-        if contrast is not None:
+        missing = outputs is not None and not any(
+            any(_given_spans(*each)) for each in zip(outputs, contexts, strict=True)
+        )
+        if contrast is not None and not missing:
             problem = f"nothing can be told apart from {contrast!r}: it is what is explained, or no window holds both"
             return TargetError(problem, where="contrast", mend="name another text of the context")
-        return TargetError("no context holds what is given as the answer", where="outputs")
+        mend = "give a text of each context, or '' where there is no answer"
+        return TargetError("no context holds what is given as the answer", where="outputs", mend=mend)
 
     def _tested(self, answer: Answer, given: list[str], loss: float) -> Tested:
         exact, overlap = (rule(answer.text, given, no_answers=self.unanswerable) for rule in (exact_match, f1))
@@ -675,7 +681,8 @@ def _best_span(answer: Answer) -> list[Span]:
 def _given_spans(given: Label, context: str) -> tuple[list[Span], bool]:
     """Return where a context holds any of the answers that are given, and whether there are none."""
     texts = [text for text in (given if isinstance(given, list) else [str(given)]) if text.strip()]
-    return [span for text in texts for span in find_spans(text, context)], not texts
+    spans = [span for text in texts for span in find_spans(text, context)]
+    return spans, not spans and set(texts) <= {_NO_ANSWER}
 
 
 def _beside(contrast: str | None) -> str | None:

@@ -89,10 +89,11 @@ def bare_span(context: str, start: int, end: int) -> Span:
 
 
 def find_spans(text: str, context: str) -> list[Span]:
-    """Return where a text stands in a context: as whole words, if it does so anywhere."""
+    """Return where a text stands in a context: as whole words if anywhere, else within words; else in any case."""
     bare = re.escape(text.strip())
-    places = (re.finditer(pattern, context) for pattern in (rf"(?<!\w){bare}(?!\w)", bare))
-    return next((found for each in places if (found := [match.span() for match in each])), []) if bare else []
+    ways = ((pattern, flag) for flag in (0, re.IGNORECASE) for pattern in (rf"(?<!\w){bare}(?!\w)", bare))
+    places = ([match.span() for match in re.finditer(pattern, context, flag)] for pattern, flag in ways)
+    return next(filter(None, places), []) if bare else []
 
 
 def find_spots(windows: Sequence[ReadWindow], spans: Sequence[Span]) -> list[Spot]:

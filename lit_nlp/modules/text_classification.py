@@ -353,7 +353,7 @@ class TextClassificationModule(TransformerModule):
         if target is not None:
             known_name(target, self.labels, "target")
         if contrast is not None and (contrast != RUNNER_UP or len(self.labels) < 2):
-            known_name(contrast, self.labels, "contrast")
+            known_name(contrast, [*self.labels, RUNNER_UP][: -1 if len(self.labels) < 2 else None], "contrast")
         encoded = self.encode(texts)
         readings: list[list[Tokens]] = [[] for _ in texts]
         places: list[list[list[Place | None]]] = [[] for _ in texts]
@@ -391,7 +391,7 @@ class TextClassificationModule(TransformerModule):
                 )
             )
         if texts and not found:
-            raise TargetError(f"{contrast!r} can't be told apart from itself", where="contrast")
+            raise TargetError(f"{contrast!r} can't be told apart from itself", where="contrast", mend="name another")
         return found
 
     def _class_of(self, label: Label) -> str:

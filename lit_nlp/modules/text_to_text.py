@@ -29,7 +29,7 @@ from lit_nlp.modules.base import (
 )
 from lit_nlp.modules.beam_search import beam_search
 from lit_nlp.modules.losses import cross_entropy
-from lit_nlp.targets import AttributionTarget, Label, Place, Reading
+from lit_nlp.targets import RUNNER_UP, AttributionTarget, Label, Place, Reading
 from lit_nlp.tokenization import IGNORED, Text, Tokens, by_length, check_as_many, check_texts, pad
 
 # The most probable tokens that are named beside one that is explained.
@@ -293,7 +293,8 @@ class TextToTextModule(TransformerModule):
         Args:
             texts: Sources, as `predict_texts` takes them.
             target: Explain only tokens of this text.
-            contrast: Explain why a token was written rather than this one: the difference of log probabilities.
+            contrast: Explain why a token was written rather than this one: the difference of log probabilities;
+                `runner-up`: the most probable of the others in its place.
             outputs: What is taken as written for each text, as the tokenizer reads it. None: what the module writes.
             batch_size: Sequences that are run at once.
 
@@ -317,7 +318,7 @@ class TextToTextModule(TransformerModule):
                 names[name] = None
                 if wanted not in (None, name):
                     continue
-                other = None if contrast is None else self.pairs.token(contrast, like=token)
+                other = None if contrast is None else self._other(contrast, token, of_tokens[i])
                 if token == other:
                     continue
                 at = one.first + i
@@ -325,7 +326,7 @@ class TextToTextModule(TransformerModule):
                 found.append(
                     AttributionTarget(
                         row=row,
-                        name=name if contrast is None else f"{name} rather than {contrast.strip()}",
+                        name=name if other is None else f"{name} rather than {self._told(contrast, other)}",
                         text=one.source,
                         text_pair=one.text,
                         parts=self.parts if outputs is None else (self.parts[0], f"given {self.parts[1]}"),
@@ -338,8 +339,8 @@ class TextToTextModule(TransformerModule):
                     )
                 )
         if wanted is not None and wanted not in names:
-            shown = ", ".join([*list(names)[:_LISTED], *["…"][: len(names) > _LISTED]]) or "none at all"
-            problem = f"no token that was written is {wanted!r}; they are {shown}"
+            shown = ", ".join([*list(names)[:_LISTED], *["…"][: len(names) > _LISTED]])
+            problem = f"no token that was written is {wanted!r}; they are {shown}" if names else "nothing was written"
             raise TargetError(problem, where="target", mend=did_you_mean(wanted, names))
         if names and not found:
             raise TargetError(f"{contrast!r} is itself what was written", where="contrast", mend="name another token")
@@ -496,6 +497,15 @@ class TextToTextModule(TransformerModule):
     def _penalty(self, num_beams: int) -> float:
         """Return the length penalty of so many beams; transformers warns of one where there is nothing to rank."""
         return self.length_penalty if num_beams > 1 else 1.0
+
+    def _other(self, contrast: str, token: int, said: _Said) -> int:
+        """Return the token that a written one is told apart from."""
+        if contrast != RUNNER_UP:
+            return self.pairs.token(contrast, like=token)
+        return next(other for other in said.most_probable if other != token)
+
+    def _told(self, contrast: str | None, other: int) -> str:
+        return self.pairs.name(other) if contrast in (None, RUNNER_UP) else contrast.strip()
 
     def _by_name(self, probabilities: dict[int, float], known: dict[int, str]) -> dict[str, float]:
         """Return tokens' probabilities by their names; of two with one name, that of the more probable."""

@@ -201,7 +201,7 @@ def test_a_value_without_a_name_is_refused() -> None:
         ((0, 1, "positive"), 4, "positive", 2, "0"),
         (("a", "b", "a", 2), 5, "2", 2, "a"),
         (("a", True, 1), 4, "1", 2, "a"),
-        (("1", "0", "1.5"), 4, "1.5", 2, "1"),
+        (("1", "0", "1.5", "a"), 4, "1.5", 2, "1"),
     ],
 )
 def test_words_and_numbers_do_not_mix(
@@ -210,6 +210,13 @@ def test_words_and_numbers_do_not_mix(
     assert refused(*labels) == (
         f"r.csv, line {line}: label {late!r} doesn't go with {early!r} (r.csv, line {early_line}):"
         " one is a number, one a word; write all labels alike, or name them in data.labels"
+    )
+
+
+def test_numbers_of_which_some_have_decimals_are_no_classes() -> None:
+    assert refused("1", "0", "1.5", "-.25") == (
+        "r.csv, line 4: label '1.5' is a number with decimals, not a class;"
+        " set problem_type to regression to predict numbers"
     )
 
 

@@ -681,6 +681,17 @@ def test_a_batch_of_training_rows_is_forgotten_before_the_next_but_one(
 # What the command asks for
 
 
+def test_rows_that_a_checkpoint_was_not_trained_on_are_refused(other: Any) -> None:
+    module, data, checkpoints, _ = other
+    assert cli._run_of(module, data, str(checkpoints[0]))[0] is data
+    data.tables["train"] = data.tables["train"].select([0, 1])
+    data.setup = lambda stage: None
+    with pytest.raises(
+        ConfigError, match=f"trained on {len(CORPUS)} rows, these are 2; give --data.train, and with it"
+    ):
+        cli._run_of(module, data, str(checkpoints[0]))
+
+
 def test_the_error_of_a_score_is_that_from_what_the_data_says(bert: str, tmp_path: Path) -> None:
     run = Run(bert, tmp_path, rows_of([i / 4 for i in range(6)]), problem_type="regression")
     drawn = run.data.drawn("val", 2)

@@ -707,8 +707,13 @@ def test_answers_that_are_given_are_explained_in_place_of_the_models(bert: str) 
     assert start.name == "the start of moving film"
     (why,) = module.attribution_targets(texts[:1], outputs=["moving film"], contrast="runner-up")
     assert why.name.startswith("moving film rather than ")
-    with pytest.raises(ConfigError, match="outputs: no context holds what is given as the answer"):
-        module.attribution_targets(texts[:1], outputs=["no such words"])
+    (none,) = module.attribution_targets(texts[:1], outputs=["no answer"])
+    assert none.name == "no answer"
+    for asked in {}, {"contrast": "runner-up"}:
+        with pytest.raises(TargetError, match="outputs: no context holds what is given as the answer; give a text of"):
+            module.attribution_targets(texts[:1], outputs=["no such words"], **asked)
+    with pytest.warns(UserWarning, match="1 of 4 texts are left out: they hold nothing of what is to be explained"):
+        attribute(module, texts, outputs=given, method="saliency")
     with pytest.raises(ConfigError, match="outputs: there are 4 texts but 1 outputs"):
         module.attribution_targets(texts, outputs=["moving"])
 

@@ -44,6 +44,8 @@ def test_a_span_has_no_blanks_around_it_and_whole_letters(
     [
         ("art", "a party of art, and Art", [(11, 14)]),
         ("part", "a party", [(2, 6)]),
+        ("ada", "Ada or Canada", [(10, 13)]),
+        ("bob", "Bob, BOBBY", [(0, 3)]),
         (" good ", "good, good", [(0, 4), (6, 10)]),
         ("a.b", "axb a.b", [(4, 7)]),
         ("東京", "私は東京に住む", [(2, 4)]),

@@ -606,6 +606,17 @@ def test_a_contrast_is_the_difference_of_two_log_probabilities(t5: str) -> None:
     assert against.probability == plain.probability == pytest.approx(logs[good].exp().item(), rel=1e-4)
 
 
+def test_the_runner_up_of_a_token_is_the_most_probable_other_in_its_place(writer: Any) -> None:
+    found = writer.attribution_targets(CORPUS[:2], outputs=GERMAN[:2], contrast="runner-up")
+    for target in found:
+        (reading,) = target.readings
+        (_, (place, token)), (weight, (same_place, other)) = reading.terms
+        logits = writer.eval()(**writer.pad([reading.inputs]))[0, place]
+        ranked = [each for each in logits.argsort(descending=True).tolist() if each != token]
+        assert (weight, same_place, other) == (-1.0, place, ranked[0])
+        assert target.name.endswith(f" rather than {writer.pairs.name(other)}")
+
+
 def test_a_target_that_was_not_written_and_a_contrast_of_several_tokens_are_refused(t5: str) -> None:
     module = TranslationModule(t5, num_beams=1, max_length=64)
     arguments: dict[str, Any] = {"texts": ["a film"], "outputs": ["a good film"]}
