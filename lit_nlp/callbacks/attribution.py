@@ -1,6 +1,7 @@
 """Explanations while a run goes on: which words decided, epoch by epoch and at its end."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +18,6 @@ from lit_nlp.explain.attribution import by_row
 from lit_nlp.explain.methods import methods_of
 from lit_nlp.explain.options import Options
 from lit_nlp.modules.base import TransformerModule
-from lit_nlp.modules.text_to_text import TextToTextModule
 
 # Among so many texts, the most wrong ones are looked for.
 _SEARCHED = 1000
@@ -93,7 +93,7 @@ class AttributionCallback(Callback):
         split: Split = self.split if stage == "fit" else "test"
         module: Any = pl_module
         drawn = data.rows(split, self.select) if isinstance(self.select, list) else data.drawn(split, 1)
-        if not isinstance(module, TextToTextModule):  # which writes other tokens before it has learnt to
+        with suppress(TargetError):  # which other texts, or the module when it has learnt more, may have
             attribute(module, drawn.texts[:1], **self.options)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

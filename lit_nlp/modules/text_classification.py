@@ -352,8 +352,8 @@ class TextClassificationModule(TransformerModule):
         given = [None] * len(texts) if outputs is None else list(map(self._class_of, outputs))
         if target is not None:
             known_name(target, self.labels, "target")
-        if contrast is not None and (contrast != RUNNER_UP or len(self.labels) < 2):
-            known_name(contrast, [*self.labels, RUNNER_UP][: -1 if len(self.labels) < 2 else None], "contrast")
+        if contrast is not None:
+            known_name(contrast, self.labels + ([RUNNER_UP] if len(self.labels) > 1 else []), "contrast")
         encoded = self.encode(texts)
         readings: list[list[Tokens]] = [[] for _ in texts]
         places: list[list[list[Place | None]]] = [[] for _ in texts]
