@@ -183,6 +183,9 @@ class LitNLPTrainer(Trainer):
         if reference and drawn.given is None:
             mend = "leave it out, or explain a split that is labelled"
             raise ConfigError("the data says nothing of these texts", where="explain.reference", mend=mend)
+        if reference and target not in (None, "all") and hasattr(model, "problem_type"):
+            problem = "the class is named twice, by the target and by the data"
+            raise ConfigError(problem, where="explain.reference", mend="leave one of them out")
         if png is not None and png not in drawn.rows:
             some = ", ".join(map(str, drawn.rows[:_SOME_ROWS])) + (", ..." if len(drawn.rows) > _SOME_ROWS else "")
             problem = f"row {png} is none of those that are explained"

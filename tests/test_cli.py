@@ -141,6 +141,7 @@ def test_a_row_is_drawn_by_its_number_in_the_split(project: Path, capsys: pytest
         (["--target", ""], "target: the target is blank; leave it out, or name one"),
         (["--methods", ""], "methods: there are no methods to compare; name one"),
         (["--rows", "[]"], "explain.rows: there are no rows"),
+        (["--reference", "true", "--target", "positive"], "explain.reference: the class is named twice"),
     ):
         assert lit_nlp("explain", "--ckpt_path", checkpoint, *blank) == 2
         assert mistake in capsys.readouterr().err

@@ -4,7 +4,6 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
 from typing import Any
 
 from lit_nlp.data.sources import Row
@@ -31,8 +30,8 @@ def class_label(value: Any, where: str) -> str:
             mend="set problem_type to multi_label if a text may have several",
         )
     text = str(value).strip()
-    if (whole := _whole_number(text)) is not None:
-        return whole
+    if _WHOLE_NUMBER.fullmatch(text):
+        return str(int(text.partition(".")[0]))
     if isinstance(value, float):
         raise DataError(
             f"label {value!r} is a number with decimals, not a class",
@@ -124,13 +123,6 @@ def in_order(labels: Iterable[str]) -> list[str]:
     labels = list(labels)
     whole = all(_WHOLE_NUMBER.fullmatch(label) for label in labels)
     return sorted(labels, key=int) if whole else sorted(labels)
-
-
-# Rows are many, and classes few.
-@lru_cache(maxsize=1_000)
-def _whole_number(text: str) -> str | None:
-    """Return a whole number as it is shortest; None where it is none."""
-    return str(int(text.partition(".")[0])) if _WHOLE_NUMBER.fullmatch(text) else None
 
 
 def _is_decimal(text: str) -> bool:
