@@ -125,10 +125,6 @@ def in_order(labels: Iterable[str]) -> list[str]:
     return sorted(labels, key=int) if whole else sorted(labels)
 
 
-def _is_decimal(text: str) -> bool:
-    return _DECIMAL.fullmatch(text) is not None
-
-
 def _indicator(name: str, flag: Any, where: str) -> bool:
     text = str(flag).strip().lower()
     if text not in ("0", "1", "0.0", "1.0", "true", "false"):
@@ -139,7 +135,7 @@ def _indicator(name: str, flag: Any, where: str) -> bool:
 def _check_kinds(first_seen: dict[str, str]) -> None:
     numbers = [label for label in first_seen if _WHOLE_NUMBER.fullmatch(label)]
     words = [label for label in first_seen if label not in numbers]
-    if numbers and words and all(map(_is_decimal, words)):
+    if numbers and words and all(map(_DECIMAL.fullmatch, words)):
         raise DataError(
             f"label {words[0]!r} is a number with decimals, not a class",
             where=first_seen[words[0]],
