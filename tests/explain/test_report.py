@@ -109,7 +109,7 @@ COMPARISON = Comparison(
     },
     ranks={"random": 2.5, "attention": 2.0, "occlusion": 1.0},
     trusted="occlusion",
-    reason="it is far from random",
+    reason="Trust occlusion for this model: it is far from random_scores",
 )
 
 
@@ -418,7 +418,7 @@ def test_the_overview_holds_the_mean_and_count_of_words_whatever_their_case():
 def test_the_comparison_tells_verdicts_in_words_and_which_way_is_better(tmp_path):
     shown = page(tmp_path, [attribution("good")], comparison=COMPARISON)
     text = squeezed(shown.text)
-    assert "occlusion: it is far from random" in text
+    assert "Trust occlusion for this model: it is far from random scores" in text
     assert "comprehensiveness ↑ higher is better" in text
     assert "log odds ↓ lower is better" in text
     # Whatever the intervals, cells say what the comparison says.
@@ -448,7 +448,7 @@ def test_what_is_1_by_definition_is_told_so(tmp_path):
 def test_a_comparison_of_nothing_is_told(tmp_path):
     nothing = compare({"random": [], "lime": []})
     text = squeezed(page(tmp_path, [attribution("good")], comparison=nothing).text)
-    assert "None of them: 0 texts are too few to tell a method from random scores" in text
+    assert "0 texts are too few to tell a method from random scores" in text
 
 
 def test_the_island_holds_every_card_with_its_training_examples(tmp_path):
