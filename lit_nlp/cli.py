@@ -178,12 +178,13 @@ class LitNLPTrainer(Trainer):
             return
         require(limit >= 1, f"limit must be at least 1, got {limit}", "explain")
         require(rows is None or bool(rows), "there are no rows", "explain.rows")
+        require(rows is None or text is None, "rows are of a split, not of --text", "explain.rows")
         require(methods is not None or not (sensitivity or rationales), "only --methods are measured", "explain")
         drawn = self._texts_to_explain(datamodule, split, limit if rows is None else rows, text, text_pair)
         if reference and drawn.given is None:
             mend = "leave it out, or explain a split that is labelled"
             raise ConfigError("the data says nothing of these texts", where="explain.reference", mend=mend)
-        if reference and target not in (None, "all") and hasattr(model, "problem_type"):
+        if reference and target not in (None, "", "all") and hasattr(model, "problem_type"):
             problem = "the class is named twice, by the target and by the data"
             raise ConfigError(problem, where="explain.reference", mend="leave one of them out")
         if png is not None and png not in drawn.rows:

@@ -1,7 +1,6 @@
 """Explanations while a run goes on: which words decided, epoch by epoch and at its end."""
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from lit_nlp.data.base import Drawn, Split, TextDataModule
 from lit_nlp.errors import ConfigError, TargetError, known_name
 from lit_nlp.explain import Attribution, attribute, write_report
-from lit_nlp.explain.attribution import by_row
+from lit_nlp.explain.attribution import ALL, by_row
 from lit_nlp.explain.methods import methods_of
 from lit_nlp.explain.options import Options
 from lit_nlp.modules.base import TransformerModule
@@ -93,8 +92,10 @@ class AttributionCallback(Callback):
         split: Split = self.split if stage == "fit" else "test"
         module: Any = pl_module
         drawn = data.rows(split, self.select) if isinstance(self.select, list) else data.drawn(split, 1)
-        with suppress(TargetError):  # which other texts, or the module when it has learnt more, may have
+        try:
             attribute(module, drawn.texts[:1], **self.options)
+        except TargetError as error:  # which other texts, or the module when it has learnt more, may have
+            rank_zero_warn(f"There would be no report of the first text: {error}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Explain by the last weights."""
@@ -144,14 +145,16 @@ class AttributionCallback(Callback):
     def _told(self, drawn: Drawn, shown: int) -> str:
         """Return how texts were chosen, as readers are told."""
         if self.select == "wrong":
-            return f"the {shown} most wrong of {min(drawn.total, _SEARCHED)} rows"
+            some = "" if shown == len(drawn.rows) else f"{shown} of "
+            return f"{some}the {len(drawn.rows)} most wrong of {min(drawn.total, _SEARCHED)} rows"
         return drawn.share(shown) + ("" if self.select == "random" else ", by their numbers")
 
     def _asked(self) -> dict[str, str]:
         """Return what is explained, as readers are told."""
         target, contrast = self.options.get("target"), self.options.get("contrast")
         named = target if isinstance(target, str) else ", ".join(target or [])
-        return {"Explained": named or "what the model says"} | ({"Rather than": contrast} if contrast else {})
+        told = "all that can be asked for" if target == ALL else named or "what the model says"
+        return {"Explained": told} | ({"Rather than": contrast} if contrast else {})
 
     def _folder(self, trainer: Trainer) -> Path:
         checkpointing = trainer.checkpoint_callback

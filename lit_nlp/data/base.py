@@ -298,12 +298,12 @@ class TextDataModule(LightningDataModule):
         return self.collate(_NumberedRows(table).__getitems__(numbers))
 
     def rows(self, split: Split, numbers: list[int]) -> Drawn:
-        """Return rows of a split by their numbers.
+        """Return rows of a split by their numbers, each once.
 
         Raises:
             ConfigError: The split has no such row.
         """
-        table = self._opened(split)
+        table, numbers = self._opened(split), list(dict.fromkeys(numbers))
         beyond = [number for number in numbers if not 0 <= number < len(table)]
         if beyond:
             raise ConfigError(f"{split} has rows 0 to {len(table) - 1}, but no row {beyond[0]}", where=f"data.{split}")

@@ -143,7 +143,7 @@ def targets_of(
         ConfigError: The module knows no such target, or `all` came with a contrast.
         TargetError: None of the texts has it.
     """
-    if isinstance(target, str) and not target.strip():
+    if target is not None and not (target.strip() if isinstance(target, str) else target):
         raise ConfigError("the target is blank", where="target", mend="leave it out, or name one")
     pairs = [(each, contrast) for each in ([target] if target is None or isinstance(target, str) else target)]
     if target == ALL:

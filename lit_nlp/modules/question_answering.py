@@ -435,7 +435,7 @@ class QuestionAnsweringModule(TransformerModule):
         """
         check_as_many(texts, outputs=outputs)
         if contrast is not None and target == contrast:
-            raise TargetError(f"{contrast!r} can't be told apart from itself", where="contrast", mend="name another")
+            raise ConfigError(f"{contrast!r} can't be told apart from itself", where="contrast", mend="name another")
         answers, windows = self._read(cast(Sequence[tuple[str, str]], texts), batch_size)
         given = outputs if outputs is not None else [None] * len(texts)
         asked = map(self._asked_of, answers, given, windows, repeat(target), repeat(contrast))
@@ -517,11 +517,14 @@ class QuestionAnsweringModule(TransformerModule):
         missing = outputs is not None and not any(
             any(_given_spans(*each)) for each in zip(outputs, contexts, strict=True)
         )
-        if contrast is not None and not missing:
+        if missing:
+            mend = "give a text of each context, or '' where there is no answer"
+            return TargetError("no context holds what is given as the answer", where="outputs", mend=mend)
+        if contrast is not None:
             problem = f"nothing can be told apart from {contrast!r}: it is what is explained, or no window holds both"
             return TargetError(problem, where="contrast", mend="name another text of the context")
-        mend = "give a text of each context, or '' where there is no answer"
-        return TargetError("no context holds what is given as the answer", where="outputs", mend=mend)
+        mend = f"leave the target out, or name {_NO_ANSWER!r}"
+        return TargetError("there is no answer to explain", where="target", mend=mend)
 
     def _tested(self, answer: Answer, given: list[str], loss: float) -> Tested:
         exact, overlap = (rule(answer.text, given, no_answers=self.unanswerable) for rule in (exact_match, f1))
@@ -682,11 +685,11 @@ def _given_spans(given: Label, context: str) -> tuple[list[Span], bool]:
     """Return where a context holds any of the answers that are given, and whether there are none."""
     texts = [text for text in (given if isinstance(given, list) else [str(given)]) if text.strip()]
     spans = [span for text in texts for span in find_spans(text, context)]
-    return spans, not spans and set(texts) <= {_NO_ANSWER}
+    return spans, not spans and {text.strip().casefold() for text in texts} <= {_NO_ANSWER}
 
 
 def _beside(contrast: str | None) -> str | None:
-    """Return the target that a contrast goes with by itself; None where that is what is said."""
+    """Return what is explained beside a contrast where no target is named; None: what the module says."""
     if contrast == _NO_ANSWER:
         return "answer"
     return _NO_ANSWER if contrast in ("answer", *_SIDES) else None

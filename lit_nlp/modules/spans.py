@@ -89,9 +89,9 @@ def bare_span(context: str, start: int, end: int) -> Span:
 
 
 def find_spans(text: str, context: str) -> list[Span]:
-    """Return where a text stands in a context: as whole words if anywhere, else within words; else in any case."""
+    """Return where a text stands in a context: as whole words, if anywhere as it is written, else in any case."""
     bare = re.escape(text.strip())
-    ways = ((pattern, flag) for flag in (0, re.IGNORECASE) for pattern in (rf"(?<!\w){bare}(?!\w)", bare))
+    ways = ((pattern, flag) for pattern in (rf"(?<!\w){bare}(?!\w)", bare) for flag in (0, re.IGNORECASE))
     places = ([match.span() for match in re.finditer(pattern, context, flag)] for pattern, flag in ways)
     return next(filter(None, places), []) if bare else []
 

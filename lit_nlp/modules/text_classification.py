@@ -352,6 +352,8 @@ class TextClassificationModule(TransformerModule):
         given = [None] * len(texts) if outputs is None else list(map(self._class_of, outputs))
         if target is not None:
             known_name(target, self.labels, "target")
+        if contrast is not None and contrast == target:
+            raise ConfigError(f"{contrast!r} can't be told apart from itself", where="contrast", mend="name another")
         if contrast is not None:
             known_name(contrast, self.labels + ([RUNNER_UP] if len(self.labels) > 1 else []), "contrast")
         encoded = self.encode(texts)

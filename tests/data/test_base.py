@@ -186,6 +186,12 @@ def test_the_labels_are_those_of_the_whole_file_whatever_the_limit(make: Make, t
     assert make(train=source, limit=2).labels == ["a", "b", "rare"]
 
 
+def test_rows_that_are_named_twice_come_once(make: Make) -> None:
+    module = make()
+    module.prepare_data()
+    assert module.rows("train", [2, 0, 2]).rows == [2, 0]
+
+
 def test_every_item_is_drawn_with_equal_chance() -> None:
     draws = 4_000
     counts = Counter(item for seed in range(draws) for item in sample(range(10), 3, seed))

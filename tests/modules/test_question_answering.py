@@ -707,8 +707,11 @@ def test_answers_that_are_given_are_explained_in_place_of_the_models(bert: str) 
     assert start.name == "the start of moving film"
     (why,) = module.attribution_targets(texts[:1], outputs=["moving film"], contrast="runner-up")
     assert why.name.startswith("moving film rather than ")
-    (none,) = module.attribution_targets(texts[:1], outputs=["no answer"])
-    assert none.name == "no answer"
+    for nothing in "", [], "No answer":
+        (none,) = module.attribution_targets(texts[:1], outputs=[nothing])
+        assert none.name == "no answer"
+        with pytest.raises(TargetError, match="target: there is no answer to explain; leave the target out, or name"):
+            module.attribution_targets(texts[:1], outputs=[nothing], target="answer")
     for asked in {}, {"contrast": "runner-up"}:
         with pytest.raises(TargetError, match="outputs: no context holds what is given as the answer; give a text of"):
             module.attribution_targets(texts[:1], outputs=["no such words"], **asked)

@@ -44,7 +44,9 @@ def test_a_span_has_no_blanks_around_it_and_whole_letters(
     [
         ("art", "a party of art, and Art", [(11, 14)]),
         ("part", "a party", [(2, 6)]),
-        ("ada", "Ada or Canada", [(10, 13)]),
+        ("us", "The US must pay us", [(16, 18)]),
+        ("us", "The US must pay", [(4, 6)]),
+        ("ada", "Canada", [(3, 6)]),
         ("bob", "Bob, BOBBY", [(0, 3)]),
         (" good ", "good, good", [(0, 4), (6, 10)]),
         ("a.b", "axb a.b", [(4, 7)]),
