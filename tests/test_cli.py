@@ -108,7 +108,9 @@ def test_explain_compares_methods_and_says_which_to_trust(project: Path) -> None
     assert [row["method"] for row in rows] == ["saliency"] * 2 + ["feature_ablation"] * 2 + ["random"] * 2
     assert rows[2]["target"] in ("positive rather than negative", "negative")
     page = Path("reports/sentiment/index.html").read_text()
-    assert "2 texts are too few to tell a method from random scores: comparing 2 of them takes at least 7." in page
+    told = "2 texts are too few to tell a method from random scores: comparing 2 of them takes at least 7."
+    assert json.loads(Path("reports/sentiment/report.json").read_text())["comparison"]["reason"] == told
+    assert told.partition(":")[0] in page
     assert "max sensitivity" in page
     assert "auprc" in page
 
