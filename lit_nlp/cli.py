@@ -170,7 +170,7 @@ class LitNLPTrainer(Trainer):
             output: The report's folder. By default reports/NAME.
         """
         from lit_nlp.explain import attribute, compare_methods, read_rationales, table, write_report
-        from lit_nlp.explain.attribution import by_row
+        from lit_nlp.explain.attribution import ALL, asked_facts, by_row
         from lit_nlp.explain.report import told
 
         chosen = Options(**options, progress=True)
@@ -184,7 +184,7 @@ class LitNLPTrainer(Trainer):
         if reference and drawn.given is None:
             mend = "leave it out, or explain a split that is labelled"
             raise ConfigError("the data says nothing of these texts", where="explain.reference", mend=mend)
-        if reference and target not in (None, "", "all") and hasattr(model, "problem_type"):
+        if reference and target not in (None, "", ALL) and hasattr(model, "problem_type"):
             problem = "the class is named twice, by the target and by the data"
             raise ConfigError(problem, where="explain.reference", mend="leave one of them out")
         if png is not None and png not in drawn.rows:
@@ -215,14 +215,13 @@ class LitNLPTrainer(Trainer):
             special = f"; special tokens {each.special_score:+.2f}" if abs(each.special_score) >= 0.005 else ""
             said = told(each.prediction, nothing="nothing")
             rank_zero_info(f"{said}; {each.target} ({each.method}): {words}{special}")
-        asked_of = "what the data says" if reference else "what the model says"
+        default = "what the data says" if reference else "what the model says"
         share = drawn.share(len({each.row for each in attributions}))
         facts = {
             "Checkpoint": str(ckpt_path),
             "Backbone": model.hparams["backbone"],
             "Taken from": "the command line" if text else f"{split}, {share}",
-            "Explained": "all that can be asked for" if target == "all" else ", ".join(_as_list(target)) or asked_of,
-            **({"Rather than": contrast} if contrast else {}),
+            **asked_facts(target, contrast, default=default),
             **chosen.facts(),
         }
         page = write_report(

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from lit_nlp.data.base import Drawn, Split, TextDataModule
 from lit_nlp.errors import ConfigError, TargetError, known_name
 from lit_nlp.explain import Attribution, attribute, write_report
-from lit_nlp.explain.attribution import ALL, by_row
+from lit_nlp.explain.attribution import asked_facts, by_row
 from lit_nlp.explain.methods import methods_of
 from lit_nlp.explain.options import Options
 from lit_nlp.modules.base import TransformerModule
@@ -124,7 +124,7 @@ class AttributionCallback(Callback):
         title = "Where the model was most wrong" if self.select == "wrong" else "Why the model decided"
         facts = {
             "Taken from": f"{split}, {self._told(drawn, len({each.row for each in attributions}))}",
-            **self._asked(),
+            **asked_facts(self.options.get("target"), self.options.get("contrast"), default="what the model says"),
             **self.chosen.facts(),
         }
         page = write_report(attributions, folder, title=f"{title}: {name.replace('-', ' ')}", facts=facts)
@@ -148,13 +148,6 @@ class AttributionCallback(Callback):
             some = "" if shown == len(drawn.rows) else f"{shown} of "
             return f"{some}the {len(drawn.rows)} most wrong of {min(drawn.total, _SEARCHED)} rows"
         return drawn.share(shown) + ("" if self.select == "random" else ", by their numbers")
-
-    def _asked(self) -> dict[str, str]:
-        """Return what is explained, as readers are told."""
-        target, contrast = self.options.get("target"), self.options.get("contrast")
-        named = target if isinstance(target, str) else ", ".join(target or [])
-        told = "all that can be asked for" if target == ALL else named or "what the model says"
-        return {"Explained": told} | ({"Rather than": contrast} if contrast else {})
 
     def _folder(self, trainer: Trainer) -> Path:
         checkpointing = trainer.checkpoint_callback

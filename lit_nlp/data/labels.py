@@ -33,11 +33,7 @@ def class_label(value: Any, where: str) -> str:
     if _WHOLE_NUMBER.fullmatch(text):
         return str(int(text.partition(".")[0]))
     if isinstance(value, float):
-        raise DataError(
-            f"label {value!r} is a number with decimals, not a class",
-            where=where,
-            mend="set problem_type to regression to predict numbers",
-        )
+        raise _has_decimals(value, where)
     return text
 
 
@@ -132,15 +128,16 @@ def _indicator(name: str, flag: Any, where: str) -> bool:
     return text in ("1", "1.0", "true")
 
 
+def _has_decimals(label: str | float, where: str) -> DataError:
+    problem = f"label {label!r} is a number with decimals, not a class"
+    return DataError(problem, where=where, mend="set problem_type to regression to predict numbers")
+
+
 def _check_kinds(first_seen: dict[str, str]) -> None:
     numbers = [label for label in first_seen if _WHOLE_NUMBER.fullmatch(label)]
     words = [label for label in first_seen if label not in numbers]
     if numbers and words and all(map(_DECIMAL.fullmatch, words)):
-        raise DataError(
-            f"label {words[0]!r} is a number with decimals, not a class",
-            where=first_seen[words[0]],
-            mend="set problem_type to regression to predict numbers",
-        )
+        raise _has_decimals(words[0], first_seen[words[0]])
     if numbers and words:
         late, early = (words[0], numbers[0]) if next(iter(first_seen)) == numbers[0] else (numbers[0], words[0])
         raise DataError(

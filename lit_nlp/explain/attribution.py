@@ -285,6 +285,19 @@ def by_row(attributions: Sequence[Attribution], rows: Sequence[int]) -> list[Att
     return [replace(each, row=rows[each.row]) for each in attributions]
 
 
+def asked_facts(target: str | Sequence[str] | None, contrast: str | None, *, default: str) -> dict[str, str]:
+    """Return what a report's readers should know of what was asked.
+
+    Args:
+        target: As `attribute` takes it, and so `contrast`.
+        contrast: What each target is told apart from.
+        default: What is explained where no target is named.
+    """
+    named = target if isinstance(target, str) else ", ".join(target or [])
+    told = "all that can be asked for" if target == ALL else named or default
+    return {"Explained": told} | ({"Rather than": contrast} if contrast else {})
+
+
 class _Ledger:
     """The credit of every word, and the change of score that a target's credit should add up to.
 

@@ -487,7 +487,6 @@ def _strongest(scores: Sequence[Sequence[float]], scale: float, sign: int) -> li
 
 def _notes(each: Attribution) -> tuple[list[str], str]:
     total = math.fsum(word.score for word in each.words + each.pair_words)
-    change = total + each.special_score - (each.convergence_delta or 0.0)
     special = f" Special tokens, which are no word, have {signed(each.special_score)} beside it."
     rest = special if signed(each.special_score) not in ("+0.00", "\N{MINUS SIGN}0.00") else ""
     if each.convergence_delta is None:
@@ -496,6 +495,7 @@ def _notes(each: Attribution) -> tuple[list[str], str]:
         return [f"The scores sum to {signed(total)}: by this method they add up, however good they are.{rest}"], ""
     delta = signed(each.convergence_delta)
     if each.converged:
+        change = total + each.special_score - each.convergence_delta
         told = f"They add up to what the text changes, {signed(change)}, but for {delta} (the convergence delta)."
         return [f"The words’ scores sum to {signed(total)}.{rest}", told], ""
     warning = f"The scores don’t add up: read them with care. They are off by {delta} (the convergence delta)."

@@ -1,6 +1,7 @@
 """Extractive question answering: the span of a context that answers a question, or that there is none."""
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
@@ -294,8 +295,7 @@ class QuestionAnsweringModule(TransformerModule):
 
     def evaluation_files(self, rows: Sequence[Tested]) -> Files:
         """Return the official files, and the answers that weren't exactly right, the lowest F1 and surest first."""
-        ranked = sorted((row.f1, -row.prediction.score, i) for i, row in enumerate(rows) if row.exact_match < 1)
-        wrong = json_lines(rows[i].as_json() for *_, i in ranked)
+        wrong = json_lines(rows[i].as_json() for i in _most_wrong(rows))
         return official_files(lambda: (row.prediction for row in rows)) | {"wrong_predictions.jsonl": wrong}
 
     def predict_files(self, rows: Sequence[Answer]) -> Files:
@@ -469,9 +469,8 @@ class QuestionAnsweringModule(TransformerModule):
     def most_wrong(self, texts: Sequence[Text], labels: Sequence[Label]) -> list[int]:
         """Return the questions with answers that aren't exactly right, the lowest F1 and surest first."""
         answers = self.predict_texts(cast(Sequence[tuple[str, str]], texts))
-        tested = [self._tested(*each, 0.0) for each in zip(answers, cast(Sequence[list[str]], labels), strict=True)]
-        wrong = [i for i, each in enumerate(tested) if each.exact_match < 1]
-        return sorted(wrong, key=lambda i: (tested[i].f1, -answers[i].score))
+        given = cast(Sequence[list[str]], labels)
+        return _most_wrong([self._tested(*each, loss=math.nan) for each in zip(answers, given, strict=True)])
 
     def _asked_of(
         self,
@@ -701,6 +700,13 @@ def _by_text(candidates: Sequence[Candidate]) -> dict[str, float]:
     for each in candidates:
         found.setdefault(each.text or _NO_ANSWER, each.probability)
     return found
+
+
+def _most_wrong(rows: Sequence[Tested]) -> list[int]:
+    """Return the rows whose answers aren't exactly right, the lowest F1 and surest first."""
+    return [
+        i for *_, i in sorted((row.f1, -row.prediction.score, i) for i, row in enumerate(rows) if row.exact_match < 1)
+    ]
 
 
 def _rows(batch: Batch) -> tuple[Int[Tensor, " windows"], Int[Tensor, " rows"]]:

@@ -318,7 +318,7 @@ class TextToTextModule(TransformerModule):
                 names[name] = None
                 if wanted not in (None, name):
                     continue
-                other = None if contrast is None else self._other(contrast, token, of_tokens[i])
+                other, told = (None, "") if contrast is None else self._other(contrast, token, of_tokens[i])
                 if token == other:
                     continue
                 at = one.first + i
@@ -326,7 +326,7 @@ class TextToTextModule(TransformerModule):
                 found.append(
                     AttributionTarget(
                         row=row,
-                        name=name if other is None else f"{name} rather than {self._told(contrast, other)}",
+                        name=name if other is None else f"{name} rather than {told}",
                         text=one.source,
                         text_pair=one.text,
                         parts=self.parts if outputs is None else (self.parts[0], f"given {self.parts[1]}"),
@@ -498,14 +498,12 @@ class TextToTextModule(TransformerModule):
         """Return the length penalty of so many beams; transformers warns of one where there is nothing to rank."""
         return self.length_penalty if num_beams > 1 else 1.0
 
-    def _other(self, contrast: str, token: int, said: _Said) -> int:
-        """Return the token that a written one is told apart from."""
+    def _other(self, contrast: str, token: int, said: _Said) -> tuple[int, str]:
+        """Return the token that a written one is told apart from, and what it is called."""
         if contrast != RUNNER_UP:
-            return self.pairs.token(contrast, like=token)
-        return next(other for other in said.most_probable if other != token)
-
-    def _told(self, contrast: str | None, other: int) -> str:
-        return self.pairs.name(other) if contrast in (None, RUNNER_UP) else contrast.strip()
+            return self.pairs.token(contrast, like=token), contrast.strip()
+        other = next(other for other in said.most_probable if other != token)
+        return other, self.pairs.name(other)
 
     def _by_name(self, probabilities: dict[int, float], known: dict[int, str]) -> dict[str, float]:
         """Return tokens' probabilities by their names; of two with one name, that of the more probable."""
