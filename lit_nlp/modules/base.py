@@ -20,11 +20,13 @@ from transformers import PreTrainedConfig, get_scheduler
 from lit_nlp.checkpoints import SECTION, check_primitives, check_written_by, pack_backbone, read_checkpoint
 from lit_nlp.errors import ConfigError, NonFiniteError, require
 from lit_nlp.files import json_lines
+from lit_nlp.modules.attention import restore_attention
 from lit_nlp.modules.backbones import check_vocabulary, load_model
+from lit_nlp.modules.dropout import cheapen_dropout, restore_dropout
 from lit_nlp.modules.optimization import freeze as freeze_parameters
 from lit_nlp.modules.optimization import parameter_groups, parameter_places, warmup_steps
 from lit_nlp.modules.rng import rng_state, set_rng_state
-from lit_nlp.modules.varlen import VARLEN, can_skip_padding, has_flash_attention, skip_padding
+from lit_nlp.modules.varlen import can_skip_padding, has_flash_attention, skip_padding
 from lit_nlp.pretrained import load_config, load_tokenizer
 from lit_nlp.targets import AttributionTarget, Label
 from lit_nlp.tokenization import Encoded, Text, Tokens, encode, pad, resolve_max_length, widened
@@ -245,21 +247,23 @@ class TransformerModule(LightningModule):
     # Training
 
     def setup(self, stage: str) -> None:
-        """Compile the model where fitting asks for it, or let it skip padding where nobody chose how to attend."""
+        """Compile the model where fitting asks for it, or else make it quicker in what nobody chose otherwise.
+
+        On a GPU it skips padding; to fit on a CPU, it draws the masks of its dropout from fewer random numbers.
+        """
+        free = self.hparams["attn_implementation"] is None
         if self.hparams["compile"] and stage == "fit":
             # The kernels of a step are many and short: recorded as a graph, a GPU needn't wait for each to be started.
             self.model.compile(dynamic=True, mode="reduce-overhead" if self._records_graphs() else "default")
-        elif (
-            self.hparams["attn_implementation"] is None
-            and can_skip_padding(self.model)
-            and has_flash_attention(self.trainer.strategy.root_device)
-        ):
+        elif free and can_skip_padding(self.model) and has_flash_attention(self.trainer.strategy.root_device):
             skip_padding(self.model)
+        elif stage == "fit" and self.trainer.strategy.root_device.type == "cpu":
+            cheapen_dropout(self.model, attention=free)
 
     def teardown(self, stage: str) -> None:
-        """Give the model transformers' attention back."""
-        if self.model.config._attn_implementation == VARLEN:
-            self.model.set_attn_implementation("sdpa")
+        """Give the model transformers' attention and torch's dropout back."""
+        restore_attention(self.model)
+        restore_dropout(self.model)
 
     def on_validation_start(self) -> None:
         """Validate the plain model: to compile it for that, too, takes longer than it saves."""

@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
 
-from lit_nlp.architecture import is_encoder
+from lit_nlp.modules.attention import attend_by, attends_by_sdpa
 
-VARLEN = "lit_nlp_varlen"
 # FlashAttention 2 needs Ampere, and heads of so many numbers at most, a multiple of eight.
 _CAPABILITY, _LARGEST_HEAD, _HEAD_MULTIPLE = (8, 0), 192, 8
 _HALVES = (torch.float16, torch.bfloat16)
@@ -24,10 +23,10 @@ _HALVES = (torch.float16, torch.bfloat16)
 def can_skip_padding(model: PreTrainedModel) -> bool:
     """Whether `skip_padding` is for a model: an encoder with transformers' choice of attention, and heads that fit."""
     config = model.config
-    if not is_encoder(config) or not model._supports_attention_backend or not hasattr(config, "hidden_size"):
+    if not attends_by_sdpa(model) or not hasattr(config, "hidden_size"):
         return False
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return config._attn_implementation == "sdpa" and head <= _LARGEST_HEAD and head % _HEAD_MULTIPLE == 0
+    return head <= _LARGEST_HEAD and head % _HEAD_MULTIPLE == 0
 
 
 def has_flash_attention(device: torch.device) -> bool:
@@ -45,9 +44,7 @@ def skip_padding(model: PreTrainedModel) -> None:
 
     The mask of a batch must show one run of tokens a row; padding may stand on either side of it.
     """
-    AttentionInterface.register(VARLEN, _attend)
-    AttentionMaskInterface.register(VARLEN, _mask)
-    model.set_attn_implementation(VARLEN)
+    attend_by(model, "varlen", _attend, _mask)
 
 
 def bounds(attention_mask: Bool[Tensor, "batch sequence"]) -> Int[Tensor, " bounds"]:

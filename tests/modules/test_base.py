@@ -110,7 +110,8 @@ def test_clipping_is_torchs_own(
     else:
         torch.nn.utils.clip_grad_value_(copies, 1e-3)
     for ours, theirs in zip(clipped, copies, strict=True):
-        assert torch.equal(ours, cast_grad(theirs))
+        # The norm is summed by the optimizer's groups, which rounds otherwise than in the model's order.
+        torch.testing.assert_close(ours, cast_grad(theirs), rtol=1e-6, atol=0)
     assert any(not torch.equal(ours, raw) for ours, raw in zip(clipped, gradients.raw, strict=True))
 
 

@@ -209,6 +209,7 @@ def test_packing_is_checked_where_the_weights_lie_and_not_where_they_will_be(
     module = LanguageModelingModule(llama, objective="causal")
     # As a Trainer says in `setup` of a module that it will bring to a GPU.
     monkeypatch.setattr(module, "_device", torch.device("meta"))
+    module.trainer = plain_trainer()
     module.setup("fit")
 
 

@@ -19,7 +19,7 @@ from transformers import (
 
 from lit_nlp import SentimentDataModule, SentimentModule
 from lit_nlp.modules import varlen
-from lit_nlp.modules.varlen import VARLEN, bounds, can_skip_padding, has_flash_attention, skip_padding
+from lit_nlp.modules.varlen import bounds, can_skip_padding, has_flash_attention, skip_padding
 from tests.contract import plain_trainer, write_rows
 
 SIZES = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_labels": 3}
@@ -36,6 +36,7 @@ WITHOUT_PADDING = [
     "roberta",
     "xlm-roberta",
 ]
+VARLEN = "lit_nlp_varlen"
 CUDA = torch.device("cuda")
 needs_gpu = pytest.mark.skipif(
     not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0),

@@ -1,0 +1,30 @@
+"""Attention of our own in place of transformers' SDPA while a Trainer runs, and back."""
+
+from collections.abc import Callable
+from typing import Any
+
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+
+from lit_nlp.architecture import is_encoder
+
+# How the names of our own begin.
+_OURS = "lit_nlp_"
+
+
+def attends_by_sdpa(model: PreTrainedModel) -> bool:
+    """Whether a model is an encoder with transformers' choice of attention, which another may take the place of."""
+    config = model.config
+    return is_encoder(config) and model._supports_attention_backend and config._attn_implementation == "sdpa"
+
+
+def attend_by(model: PreTrainedModel, name: str, attend: Callable[..., Any], mask: Callable[..., Any]) -> None:
+    """Let a model attend by a function of our own, and make the mask that it takes by another."""
+    AttentionInterface.register(_OURS + name, attend)
+    AttentionMaskInterface.register(_OURS + name, mask)
+    model.set_attn_implementation(_OURS + name)
+
+
+def restore_attention(model: PreTrainedModel) -> None:
+    """Give a model SDPA back."""
+    if model.config._attn_implementation.startswith(_OURS):
+        model.set_attn_implementation("sdpa")
