@@ -57,7 +57,8 @@ class TransformerModule(LightningModule):
         compile: Compile the model for training steps. On one GPU they then run as CUDA graphs, one recorded for each
             shape of a batch: give batches a number of rows and no budget of tokens.
         attn_implementation: `sdpa`, `eager`, `flash_attention_2`, …; None: transformers' choice, but that under a
-            Trainer, on a GPU in half precision and uncompiled, attention of most encoders skips padding.
+            Trainer, uncompiled, attention of most encoders skips padding on a GPU in half precision, and draws fewer
+            random numbers for its dropout on a CPU.
         max_length: Tokens of a sequence when the module tokenises texts by itself. None: what the
             backbone reads, at most 512.
 
