@@ -5,16 +5,13 @@ from typing import Any
 
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from lit_nlp.architecture import is_encoder
-
 # How the names of our own begin.
 _OURS = "lit_nlp_"
 
 
 def attends_by_sdpa(model: PreTrainedModel) -> bool:
-    """Whether a model is an encoder with transformers' choice of attention, which another may take the place of."""
-    config = model.config
-    return is_encoder(config) and model._supports_attention_backend and config._attn_implementation == "sdpa"
+    """Whether a model has transformers' choice of attention, which another may take the place of."""
+    return bool(model._supports_attention_backend and model.config._attn_implementation == "sdpa")
 
 
 def attend_by(model: PreTrainedModel, name: str, attend: Callable[..., Any], mask: Callable[..., Any]) -> None:

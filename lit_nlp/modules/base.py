@@ -23,6 +23,7 @@ from lit_nlp.files import json_lines
 from lit_nlp.modules.attention import restore_attention
 from lit_nlp.modules.backbones import check_vocabulary, load_model
 from lit_nlp.modules.dropout import cheapen_dropout, restore_dropout
+from lit_nlp.modules.formula import attend_by_formula
 from lit_nlp.modules.optimization import freeze as freeze_parameters
 from lit_nlp.modules.optimization import parameter_groups, parameter_places, warmup_steps
 from lit_nlp.modules.rng import rng_state, set_rng_state
@@ -57,8 +58,8 @@ class TransformerModule(LightningModule):
         compile: Compile the model for training steps. On one GPU they then run as CUDA graphs, one recorded for each
             shape of a batch: give batches a number of rows and no budget of tokens.
         attn_implementation: `sdpa`, `eager`, `flash_attention_2`, …; None: transformers' choice, but that under a
-            Trainer, uncompiled, attention of most encoders skips padding on a GPU in half precision, and draws fewer
-            random numbers for its dropout on a CPU.
+            Trainer, uncompiled, attention of most encoders skips padding on a GPU in half precision, and on a CPU
+            takes the formula where that is quicker.
         max_length: Tokens of a sequence when the module tokenises texts by itself. None: what the
             backbone reads, at most 512.
 
@@ -248,18 +249,18 @@ class TransformerModule(LightningModule):
     # Training
 
     def setup(self, stage: str) -> None:
-        """Compile the model where fitting asks for it, or else make it quicker in what nobody chose otherwise.
-
-        On a GPU it skips padding; to fit on a CPU, it draws the masks of its dropout from fewer random numbers.
-        """
-        free = self.hparams["attn_implementation"] is None
+        """Compile the model where fitting asks for it, or else make it quicker where nobody chose how to attend."""
+        device, free = self.trainer.strategy.root_device, self.hparams["attn_implementation"] is None
         if self.hparams["compile"] and stage == "fit":
             # The kernels of a step are many and short: recorded as a graph, a GPU needn't wait for each to be started.
             self.model.compile(dynamic=True, mode="reduce-overhead" if self._records_graphs() else "default")
-        elif free and can_skip_padding(self.model) and has_flash_attention(self.trainer.strategy.root_device):
+            return
+        if device.type == "cpu":
+            cheapen_dropout(self.model)
+        if free and device.type == "cpu":
+            attend_by_formula(self.model)
+        elif free and can_skip_padding(self.model) and has_flash_attention(device):
             skip_padding(self.model)
-        elif stage == "fit" and self.trainer.strategy.root_device.type == "cpu":
-            cheapen_dropout(self.model, attention=free)
 
     def teardown(self, stage: str) -> None:
         """Give the model transformers' attention and torch's dropout back."""

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
 
+from lit_nlp.architecture import is_encoder
 from lit_nlp.modules.attention import attend_by, attends_by_sdpa
 
 # FlashAttention 2 needs Ampere, and heads of so many numbers at most, a multiple of eight.
@@ -23,7 +24,7 @@ _HALVES = (torch.float16, torch.bfloat16)
 def can_skip_padding(model: PreTrainedModel) -> bool:
     """Whether `skip_padding` is for a model: an encoder with transformers' choice of attention, and heads that fit."""
     config = model.config
-    if not attends_by_sdpa(model) or not hasattr(config, "hidden_size"):
+    if not is_encoder(config) or not attends_by_sdpa(model) or not hasattr(config, "hidden_size"):
         return False
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return head <= _LARGEST_HEAD and head % _HEAD_MULTIPLE == 0

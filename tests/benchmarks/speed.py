@@ -53,6 +53,8 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3, help="how often each side is measured")
     parser.add_argument("--json", type=Path, default=Path("benchmarks.json"), help="where the figures go")
     given = parser.parse_args()
+    # As the command `lit-nlp` does; both sides of a line get it.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     setting = Setting(given.data.resolve(), given.checkpoints.resolve(), given.turns)
     rows: list[Line] = []
     print(

@@ -221,6 +221,7 @@ def test_an_architecture_that_reads_across_documents_is_refused(llama: str, tmp_
     for stage in ("fit", "validate", "test"):
         with pytest.raises(BackboneError, match="mamba reads across documents that stand in one block; choose one"):
             module.setup(stage)
+    module.trainer = plain_trainer()
     module.setup("predict")  # where each document has a block of its own
 
 

@@ -1,0 +1,83 @@
+"""Attention by its formula on a CPU, where torch's kernel has no dropout, and is slow in bfloat16.
+
+To its backward pass in bfloat16 the kernel takes up to ten times as long; with dropout torch itself takes the formula,
+but draws more random numbers and looks for rows that are masked from end to end.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from lit_nlp.modules.attention import attend_by, attends_by_sdpa
+from lit_nlp.modules.dropout import cheap_dropout
+
+# Up to how many tokens the formula is the quicker in bfloat16, or its weights are small enough to be kept.
+_WIDEST_READ, _WIDEST_LEARNT = 64, 256
+
+
+def attend_by_formula(model: PreTrainedModel) -> None:
+    """Let a model that attends by SDPA take the formula where that is quicker; an encoder-decoder stays as it is."""
+    if attends_by_sdpa(model) and not model.config.is_encoder_decoder:
+        attend_by(model, "formula", _attend, sdpa_mask)
+
+
+def _attend(
+    module: nn.Module,
+    query: Float[Tensor, "batch heads queries head"],
+    key: Float[Tensor, "batch key_heads keys head"],
+    value: Float[Tensor, "batch key_heads keys head"],
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **options: Any,
+) -> tuple[Float[Tensor, "batch queries heads head"], None]:
+    causal = attention_mask is None and (getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    knows = attention_mask is None or attention_mask.dtype == torch.bool
+    if not knows or not (dropout or _is_quicker(query, value)):
+        return sdpa_attention_forward(
+            module,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=dropout,
+            scaling=scaling,
+            is_causal=is_causal,
+            **options,
+        )
+    if causal and query.shape[2] > 1:
+        attention_mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
+    return _by_formula(query, key, value, attention_mask, dropout, scaling or query.shape[-1] ** -0.5), None
+
+
+def _is_quicker(query: Tensor, value: Tensor) -> bool:
+    """Whether the formula without dropout is quicker than the kernel."""
+    half = value.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
+    learns = torch.is_grad_enabled() and value.requires_grad
+    return half and value.shape[2] <= (_WIDEST_LEARNT if learns else _WIDEST_READ) and query.shape[2] > 1
+
+
+def _by_formula(
+    query: Float[Tensor, "batch heads queries head"],
+    key: Float[Tensor, "batch key_heads keys head"],
+    value: Float[Tensor, "batch key_heads keys head"],
+    shown: Bool[Tensor, "..."] | None,
+    dropout: float,
+    scaling: float,
+) -> Float[Tensor, "batch queries heads head"]:
+    """Attend to what is shown: Vaswani et al. 2017, "Attention Is All You Need"; dropout as in BERT."""
+    key, value = (each.repeat_interleave(query.shape[1] // each.shape[1], dim=1) for each in (key, value))
+    # Softmax in float32: rows of few numbers take several times as long in bfloat16.
+    scores = (query @ key.transpose(2, 3)).float().mul_(scaling)
+    if shown is not None:
+        scores = scores.masked_fill_(~shown, torch.finfo(scores.dtype).min)
+    weights = scores.softmax(-1)
+    if dropout:
+        weights = cheap_dropout(weights, dropout)
+    return (weights.to(value.dtype) @ value).transpose(1, 2).contiguous()
