@@ -18,6 +18,8 @@ from lit_nlp.modules.dropout import cheap_dropout
 
 # Up to how many tokens the formula is the quicker in bfloat16, or its weights are small enough to be kept.
 _WIDEST_READ, _WIDEST_LEARNT = 64, 256
+# From so many numbers in a row a softmax is the quicker in bfloat16; over fewer it takes several times as long.
+_WIDE = 48
 
 
 def attend_by_formula(model: PreTrainedModel) -> None:
@@ -73,11 +75,15 @@ def _by_formula(
 ) -> Float[Tensor, "batch queries heads head"]:
     """Attend to what is shown: Vaswani et al. 2017, "Attention Is All You Need"; dropout as in BERT."""
     key, value = (each.repeat_interleave(query.shape[1] // each.shape[1], dim=1) for each in (key, value))
-    # Softmax in float32: rows of few numbers take several times as long in bfloat16.
-    scores = (query @ key.transpose(2, 3)).float().mul_(scaling)
-    if shown is not None:
-        scores = scores.masked_fill_(~shown, torch.finfo(scores.dtype).min)
-    weights = scores.softmax(-1)
-    if dropout:
-        weights = cheap_dropout(weights, dropout)
+    scores = query @ key.transpose(2, 3)
+    if scores.shape[-1] < _WIDE:
+        scores = scores.float()
+    # Autocast would take softmax in float32 at any width.
+    with torch.autocast(scores.device.type, enabled=False):
+        scores = scores.mul_(scaling)
+        if shown is not None:
+            scores = scores.masked_fill_(~shown, torch.finfo(scores.dtype).min)
+        weights = scores.softmax(-1)
+        if dropout:
+            weights = cheap_dropout(weights, dropout)
     return (weights.to(value.dtype) @ value).transpose(1, 2).contiguous()

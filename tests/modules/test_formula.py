@@ -157,11 +157,14 @@ def test_without_dropout_the_kernel_is_left_where_it_is_slow(
     torch.testing.assert_close(found.double(), expected, rtol=0.02, atol=0.02)
 
 
-def test_autocast_counts_as_half_precision(by_formula: list[float]) -> None:
-    query, key, value = (each.float() for each in tensors())
+@pytest.mark.parametrize("width", [4, 64])
+def test_autocast_counts_as_half_precision(width: int, by_formula: list[float]) -> None:
+    query, key, value = (each.float() for each in tensors(width))
     with torch.autocast("cpu", torch.bfloat16):
-        formula._attend(part(), query, key, value, None)
+        found, _ = formula._attend(part(), query, key, value, None)
     assert by_formula == [0.0]
+    expected = nn.functional.scaled_dot_product_attention(query, key, value).transpose(1, 2)
+    torch.testing.assert_close(found.float(), expected, rtol=0.02, atol=0.02)
 
 
 def test_an_encoder_decoder_stays_as_it_is() -> None:
