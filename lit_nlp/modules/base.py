@@ -249,18 +249,22 @@ class TransformerModule(LightningModule):
     # Training
 
     def setup(self, stage: str) -> None:
-        """Compile the model where fitting asks for it, or else make it quicker where nobody chose how to attend."""
+        """Compile the model where fitting asks for it, or let it attend and draw its dropout in a quicker way.
+
+        On a GPU attention skips padding; on a CPU it takes the formula where that is quicker, both only where nobody
+        chose how to attend, and masks of dropout are drawn from fewer random numbers. `teardown` gives all back; a run
+        that breaks off leaves it to the next one.
+        """
         device, free = self.trainer.strategy.root_device, self.hparams["attn_implementation"] is None
         if self.hparams["compile"] and stage == "fit":
             # The kernels of a step are many and short: recorded as a graph, a GPU needn't wait for each to be started.
             self.model.compile(dynamic=True, mode="reduce-overhead" if self._records_graphs() else "default")
-            return
-        if device.type == "cpu":
-            cheapen_dropout(self.model)
-        if free and device.type == "cpu":
-            attend_by_formula(self.model)
         elif free and can_skip_padding(self.model) and has_flash_attention(device):
             skip_padding(self.model)
+        elif device.type == "cpu" and not self.hparams["compile"]:
+            cheapen_dropout(self.model)
+            if free:
+                attend_by_formula(self.model)
 
     def teardown(self, stage: str) -> None:
         """Give the model transformers' attention and torch's dropout back."""

@@ -1,7 +1,8 @@
 """Attention by its formula on a CPU, where torch's kernel has no dropout, and is slow in bfloat16.
 
 To its backward pass in bfloat16 the kernel takes up to ten times as long; with dropout torch itself takes the formula,
-but draws more random numbers and looks for rows that are masked from end to end.
+but draws more random numbers and looks for rows that are masked from end to end. Of those, which nothing should read,
+the formula takes the mean, where the kernel has zeros.
 """
 
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from lit_nlp.modules.attention import attend_by, attends_by_sdpa
@@ -20,10 +21,15 @@ from lit_nlp.modules.dropout import cheap_dropout
 _WIDEST_READ, _WIDEST_LEARNT = 64, 256
 # From so many numbers in a row a softmax is the quicker in bfloat16; over fewer it takes several times as long.
 _WIDE = 48
+# What else transformers may ask of attention that changes what comes out.
+_ASKED = ("cache", "position_bias", "softcap")
 
 
 def attend_by_formula(model: PreTrainedModel) -> None:
-    """Let a model that attends by SDPA take the formula where that is quicker; an encoder-decoder stays as it is."""
+    """Let a model that attends by SDPA take the formula where that is quicker.
+
+    An encoder-decoder stays as it is: most have no dropout in attention, and others a bias that the formula lacks.
+    """
     if attends_by_sdpa(model) and not model.config.is_encoder_decoder:
         attend_by(model, "formula", _attend, sdpa_mask)
 
@@ -40,7 +46,8 @@ def _attend(
     **options: Any,
 ) -> tuple[Float[Tensor, "batch queries heads head"], None]:
     causal = attention_mask is None and (getattr(module, "is_causal", True) if is_causal is None else is_causal)
-    knows = attention_mask is None or attention_mask.dtype == torch.bool
+    shown_or_not = attention_mask is None or attention_mask.dtype == torch.bool
+    knows = shown_or_not and all(options.get(name) is None for name in _ASKED)
     if not knows or not (dropout or _is_quicker(query, value)):
         return sdpa_attention_forward(
             module,
@@ -60,9 +67,10 @@ def _attend(
 
 def _is_quicker(query: Tensor, value: Tensor) -> bool:
     """Whether the formula without dropout is quicker than the kernel."""
-    half = value.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else value.dtype
     learns = torch.is_grad_enabled() and value.requires_grad
-    return half and value.shape[2] <= (_WIDEST_LEARNT if learns else _WIDEST_READ) and query.shape[2] > 1
+    widest = _WIDEST_LEARNT if learns else _WIDEST_READ
+    return dtype == torch.bfloat16 and value.shape[2] <= widest and query.shape[2] > 1
 
 
 def _by_formula(
@@ -74,10 +82,10 @@ def _by_formula(
     scaling: float,
 ) -> Float[Tensor, "batch queries heads head"]:
     """Attend to what is shown: Vaswani et al. 2017, "Attention Is All You Need"; dropout as in BERT."""
-    key, value = (each.repeat_interleave(query.shape[1] // each.shape[1], dim=1) for each in (key, value))
+    key, value = (repeat_kv(each, query.shape[1] // each.shape[1]) for each in (key, value))
     scores = query @ key.transpose(2, 3)
     if scores.shape[-1] < _WIDE:
-        scores = scores.float()
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     # Autocast would take softmax in float32 at any width.
     with torch.autocast(scores.device.type, enabled=False):
         scores = scores.mul_(scaling)

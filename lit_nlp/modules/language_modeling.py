@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelFo
 from lit_nlp.architecture import Architecture, architecture
 from lit_nlp.errors import BackboneError, DataError
 from lit_nlp.files import folder_written_whole
+from lit_nlp.modules.attention import restore_attention
 from lit_nlp.modules.base import Batch, EvaluationSplit, TransformerModule, token_scores
 from lit_nlp.modules.losses import cross_entropy
 from lit_nlp.objectives import Examples, Objective, causal
@@ -112,7 +113,7 @@ class LanguageModelingModule(TransformerModule):
         return _AUTO_CLASSES[fitting]
 
     def setup(self, stage: str) -> None:
-        """Make sure that packed documents don't see each other, and compile the model or choose how it attends.
+        """Make sure that packed documents don't see each other, and do what every module does.
 
         Raises:
             BackboneError: They do.
@@ -296,6 +297,7 @@ class LanguageModelingModule(TransformerModule):
 
     def _check_packing(self) -> None:
         """Make sure that a document reads the same behind another as alone."""
+        restore_attention(self.model)  # a run that broke off may have left ours
         if self.model.config._attn_implementation not in ("sdpa", "eager"):
             raise BackboneError(
                 f"packed documents would see each other under {self.model.config._attn_implementation}",

@@ -73,3 +73,10 @@ def test_a_models_dropouts_are_replaced_and_given_back() -> None:
     assert isinstance(part, nn.Dropout)
     restore_dropout(model)
     assert (type(part), type(other)) == (nn.Dropout, nn.AlphaDropout)
+
+
+def test_the_least_share_that_is_kept_is_kept() -> None:
+    torch.manual_seed(0)
+    kept = cheap_dropout(torch.ones(2**20), 1 - 2**-16).count_nonzero()
+    # 16 on average.
+    assert 4 <= kept <= 36

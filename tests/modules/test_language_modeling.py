@@ -225,6 +225,19 @@ def test_an_architecture_that_reads_across_documents_is_refused(llama: str, tmp_
     module.setup("predict")  # where each document has a block of its own
 
 
+def test_who_broke_off_may_go_on(make: Make) -> None:
+    module, data = make("llama")
+
+    class BreaksOff(Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        plain_trainer(callbacks=[BreaksOff()]).fit(module, data)
+    plain_trainer(limit_val_batches=0).fit(module, data)
+    assert module.model.config._attn_implementation == "sdpa"
+
+
 # Losses, against formulas written out
 
 
