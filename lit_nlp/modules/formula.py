@@ -1,6 +1,6 @@
 """Attention by its formula on a CPU, where torch's kernel has no dropout, and is slow in bfloat16.
 
-To its backward pass in bfloat16 the kernel takes up to ten times as long; with dropout torch itself takes the formula,
+For its backward pass in bfloat16 the kernel takes several times as long; with dropout torch itself takes the formula,
 but draws more random numbers and looks for rows that are masked from end to end. Of those, which nothing should read,
 the formula takes the mean, where the kernel has zeros.
 """
@@ -46,8 +46,8 @@ def _attend(
     **options: Any,
 ) -> tuple[Float[Tensor, "batch queries heads head"], None]:
     causal = attention_mask is None and (getattr(module, "is_causal", True) if is_causal is None else is_causal)
-    shown_or_not = attention_mask is None or attention_mask.dtype == torch.bool
-    knows = shown_or_not and all(options.get(name) is None for name in _ASKED)
+    boolean = attention_mask is None or attention_mask.dtype == torch.bool
+    knows = boolean and all(options.get(name) is None for name in _ASKED)
     if not knows or not (dropout or _is_quicker(query, value)):
         return sdpa_attention_forward(
             module,

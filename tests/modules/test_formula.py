@@ -18,8 +18,6 @@ SIZES = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_atten
 DROPOUTS = dict.fromkeys(("attention_dropout", "attention_probs_dropout_prob", "dropout"), 0.5)
 ENCODERS = ["albert", "bert", "camembert", "distilbert", "electra", "modernbert", "roberta", "xlm-roberta"]
 DECODERS = ["gpt2", "llama", "mistral", "qwen2"]
-
-
 Padded = Literal["left", "right"] | None
 
 
