@@ -106,6 +106,7 @@ def _sentiment(**sources: Any) -> tuple[Any, Any]:
 
 def _trainer(file: str, precision: str) -> Any:
     import datasets
+    import torch
     import transformers
 
     from lit_nlp.packages import locate
@@ -128,6 +129,7 @@ def _trainer(file: str, precision: str) -> Any:
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
+        use_cpu=not torch.cuda.is_available(),
     )
     return transformers.Trainer(
         transformers.AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2),
