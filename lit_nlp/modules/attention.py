@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 # How the names of our own begin.
@@ -25,3 +26,8 @@ def restore_attention(model: PreTrainedModel) -> None:
     """Give a model SDPA back."""
     if model.config._attn_implementation.startswith(_OURS):
         model.set_attn_implementation("sdpa")
+
+
+def product_type(dtype: torch.dtype, device: str) -> torch.dtype:
+    """Return the type in which a kind of device multiplies tensors of this type."""
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype

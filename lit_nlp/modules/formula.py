@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from lit_nlp.modules.attention import attend_by, attends_by_sdpa
+from lit_nlp.modules.attention import attend_by, attends_by_sdpa, product_type
 from lit_nlp.modules.dropout import cheap_dropout
 
 # Up to how many tokens the formula is the quicker in bfloat16, or its weights are small enough to be kept.
@@ -67,10 +67,10 @@ def _attend(
 
 def _is_quicker(query: Tensor, value: Tensor) -> bool:
     """Whether the formula without dropout is quicker than the kernel."""
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else value.dtype
     learns = torch.is_grad_enabled() and value.requires_grad
     widest = _WIDEST_LEARNT if learns else _WIDEST_READ
-    return dtype == torch.bfloat16 and value.shape[2] <= widest and query.shape[2] > 1
+    halves = product_type(value.dtype, "cpu") == torch.bfloat16
+    return halves and value.shape[2] <= widest and query.shape[2] > 1
 
 
 def _by_formula(

@@ -14,7 +14,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
 
 from lit_nlp.architecture import is_encoder
-from lit_nlp.modules.attention import attend_by, attends_by_sdpa
+from lit_nlp.modules.attention import attend_by, attends_by_sdpa, product_type
 
 # FlashAttention 2 needs Ampere, and heads of so many numbers at most, a multiple of eight.
 _CAPABILITY, _LARGEST_HEAD, _HEAD_MULTIPLE = (8, 0), 192, 8
@@ -89,12 +89,7 @@ def _mask(
 
 def _multiplies_halves(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether tensors of this type are multiplied in half precision there."""
-    return device.type == "cuda" and _product_type(dtype) in _HALVES
-
-
-def _product_type(dtype: torch.dtype) -> torch.dtype:
-    """Return the type in which a GPU multiplies tensors of this type."""
-    return torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else dtype
+    return device.type == "cuda" and product_type(dtype, "cuda") in _HALVES
 
 
 def _attend(
@@ -113,7 +108,7 @@ def _attend(
         )
     rows, _, width, _ = query.shape
     # Autocast knows SDPA and not the kernel; and rotary positions may leave queries and keys in float32.
-    half = _product_type(value.dtype)
+    half = product_type(value.dtype, "cuda")
     query, key, value = (each.transpose(1, 2).flatten(0, 1).to(half) for each in (query, key, value))
     return _flash(query, key, value, attention_mask, width, dropout, scaling).unflatten(0, (rows, width)), None
 
