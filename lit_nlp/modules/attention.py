@@ -15,6 +15,11 @@ def attends_by_sdpa(model: PreTrainedModel) -> bool:
     return bool(model._supports_attention_backend and model.config._attn_implementation == "sdpa")
 
 
+def keeps_weights(model: PreTrainedModel) -> bool:
+    """Whether a model attends by SDPA or by a function of our own, both of which keep their weights to themselves."""
+    return attends_by_sdpa(model) or model.config._attn_implementation.startswith(_OURS)
+
+
 def attend_by(model: PreTrainedModel, name: str, attend: Callable[..., Any], mask: Callable[..., Any]) -> None:
     """Let a model attend by a function of our own, and make the mask that it takes by another."""
     AttentionInterface.register(_OURS + name, attend)

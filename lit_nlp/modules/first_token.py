@@ -1,21 +1,44 @@
 """The last layer of an encoder, spared the tokens that a classifier doesn't read."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
-from torch import nn
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-_BERT = "encoder", "attention.output"
-# Architectures whose classifier reads the first token alone: what holds their layers; and what in a layer follows
-# attention, from where on each token goes its own way.
+from lit_nlp.modules.attention import keeps_weights
+from lit_nlp.modules.dropout import cheap_dropout
+
+
+class _Parts(NamedTuple):
+    """Where an architecture has the parts of a layer.
+
+    Attributes:
+        stack: What holds the layers.
+        behind: What in a layer follows attention, from where on each token goes its own way.
+        attention: What attends, where it does no more than BERT's.
+        projections: What in it makes queries, keys and values of tokens.
+    """
+
+    stack: str
+    behind: str
+    attention: str | None = None
+    projections: tuple[str, str, str] = ("query", "key", "value")
+
+
+_DEBERTA = _Parts("encoder", "attention.output")
+_BERT = _DEBERTA._replace(attention="attention.self")
+# Architectures whose classifier reads the first token alone.
 _PARTS = {
     "bert": _BERT,
     "camembert": _BERT,
-    "deberta": _BERT,
-    "deberta-v2": _BERT,
-    "distilbert": ("transformer", "sa_layer_norm"),
+    "deberta": _DEBERTA,
+    "deberta-v2": _DEBERTA,
+    "distilbert": _Parts("transformer", "sa_layer_norm", "attention", ("q_lin", "k_lin", "v_lin")),
     "electra": _BERT,
     "roberta": _BERT,
     "xlm-roberta": _BERT,
@@ -24,30 +47,82 @@ _PARTS = {
 
 @contextmanager
 def first_token_only(model: PreTrainedModel) -> Iterator[None]:
-    """Let the last layer run on the first token alone once attention is done: the others would be for nothing.
+    """Let the last layer run for the first token alone: the others would be for nothing.
 
-    Of 6 layers that saves an eighth of all matrix products. Logits and gradients are the same. Where somebody looks on,
-    by a forward hook in the last layer or around it, all tokens are there; so they are under gradient checkpointing,
-    which runs the layer again when this is over.
+    Once attention is done, the layer runs on it alone; and on a CPU, where attention's weights are seen by nobody,
+    attention makes no keys and values of the others, but compares the first with them as they are. Of 6 layers that
+    saves a sixth of all matrix products. Logits and gradients are the same. Where somebody looks on, by a forward hook
+    in the last layer or around it, all tokens are there; so they are under gradient checkpointing, which runs the layer
+    again when this is over.
 
     Args:
         model: A classifier, of whatever architecture.
     """
-    behind = _behind_attention(model)
-    if behind is None:
+    parts = _PARTS.get(model.config.model_type)
+    last = parts and _last_layer(model, parts.stack)
+    if not parts or last is None:
         yield
         return
-    with behind.register_forward_pre_hook(lambda _, given: tuple(tokens[:, :1] for tokens in given)):
-        yield
+    behind, attention = last.get_submodule(parts.behind), _attention(model, last, parts)
+    if attention is not None:
+        attention.forward = partial(_attend, attention, parts.projections, attention.forward)
+    try:
+        with behind.register_forward_pre_hook(lambda _, given: tuple(tokens[:, :1] for tokens in given)):
+            yield
+    finally:
+        if attention is not None:
+            del attention.forward
 
 
-def _behind_attention(model: PreTrainedModel) -> nn.Module | None:
-    """Return what may run on the first token alone, with all that follows."""
-    if model.config.model_type not in _PARTS:
-        return None
-    around, behind = _PARTS[model.config.model_type]
+def _last_layer(model: PreTrainedModel, stack: str) -> nn.Module | None:
+    """Return the last layer, unless its other tokens are needed."""
     base = model.base_model
-    stack: Any = base.get_submodule(around)
-    last = stack.layer[-1]
-    watched = any(part._forward_hooks for part in (base, stack, *last.modules()))
-    return None if watched or last.gradient_checkpointing else last.get_submodule(behind)
+    around: Any = base.get_submodule(stack)
+    last: nn.Module = around.layer[-1]
+    watched = any(part._forward_hooks for part in (base, around, *last.modules()))
+    return None if watched or last.gradient_checkpointing else last
+
+
+def _attention(model: PreTrainedModel, last: nn.Module, parts: _Parts) -> nn.Module | None:
+    """Return what attends in a layer, if it may do so by `_attend`."""
+    compiled = model._compiled_call_impl is not None
+    if parts.attention is None or compiled or not keeps_weights(model) or model.device.type != "cpu":
+        return None
+    attention = last.get_submodule(parts.attention)
+    plain = all(type(getattr(attention, name)) is nn.Linear for name in parts.projections)
+    # A hook may make the weights that the projection would use, as pruning does.
+    watched = any(part._forward_pre_hooks for part in attention.modules())
+    return attention if plain and not watched and "forward" not in vars(attention) else None
+
+
+def _attend(
+    attention: Any,
+    projections: tuple[str, str, str],
+    otherwise: Callable[..., Any],
+    hidden_states: Float[Tensor, "batch sequence hidden"],
+    attention_mask: Tensor | None = None,
+    **options: Any,
+) -> tuple[Float[Tensor, "batch queries hidden"], None]:
+    """Attend from the first token to all.
+
+    Where there is one query q, a key of it and a token x, q·(Kx + b) = (Kᵀq)·x + q·b: the query is taken to where the
+    tokens are in place of each token to where the query is. So is what it finds there taken to where values are.
+    """
+    if attention_mask is not None and attention_mask.ndim != 4:
+        return otherwise(hidden_states, attention_mask=attention_mask, **options)
+    query, key, value = (getattr(attention, name) for name in projections)
+    heads = (-1, attention.attention_head_size)
+    asked = query(hidden_states[:, 0]).unflatten(-1, heads)
+    asked_there = torch.einsum("bhk,hkd->bhd", asked, key.weight.unflatten(0, heads))
+    scores = asked_there @ hidden_states.mT + torch.einsum("bhk,hk->bh", asked, key.bias.unflatten(0, heads))[..., None]
+    scores = scores.float() * attention.scaling
+    if attention_mask is not None:
+        scores = scores.masked_fill(~attention_mask[:, 0, :1], torch.finfo(scores.dtype).min)
+    weights = scores.softmax(-1)
+    if attention.training and attention.dropout.p:
+        weights = cheap_dropout(weights, attention.dropout.p)
+    found_there = weights.to(hidden_states.dtype) @ hidden_states
+    found = torch.einsum("bhd,hkd->bhk", found_there, value.weight.unflatten(0, heads))
+    found = found + weights.sum(-1, keepdim=True) * value.bias.unflatten(0, heads)
+    found = found.flatten(1).unsqueeze(1)
+    return attention.out_lin(found) if hasattr(attention, "out_lin") else found, None

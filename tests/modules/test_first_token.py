@@ -1,6 +1,8 @@
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.utils import prune
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from lit_nlp import SentimentModule
@@ -8,13 +10,18 @@ from lit_nlp.modules.first_token import first_token_only
 
 SIZES = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_labels": 3}
 CUT = ["bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "roberta", "xlm-roberta"]
+ABSORBED = [kind for kind in CUT if not kind.startswith("deberta")]
 WHOLE = ["albert", "gpt2", "modernbert", "mpnet"]
 
 
 def classifier(kind: str) -> PreTrainedModel:
     config = AutoConfig.for_model(kind, **SIZES, intermediate_size=24, pad_token_id=1)
     torch.manual_seed(0)
-    return AutoModelForSequenceClassification.from_config(config).eval()
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    for name, part in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(part)
+    return model
 
 
 def inputs() -> dict[str, Tensor]:
@@ -51,6 +58,74 @@ def test_logits_and_gradients_are_those_of_all_tokens(kind: str) -> None:
     for name, slope in slopes.items():
         torch.testing.assert_close(spared_slopes[name], slope, msg=name)
     assert min(widths(model)) == 5
+
+
+def operations(model: PreTrainedModel) -> int:
+    """Return how many multiplications and additions the model's matrix products take."""
+    with FlopCounterMode(display=False) as counted:
+        model(**inputs())
+    return counted.get_total_flops()
+
+
+def saved(model: PreTrainedModel) -> int:
+    """Return how many of them the first token alone saves."""
+    whole = operations(model)
+    with first_token_only(model):
+        return whole - operations(model)
+
+
+@pytest.mark.parametrize("kind", ABSORBED)
+def test_no_keys_and_values_are_made_of_other_tokens(kind: str) -> None:
+    model = classifier(kind)
+    hidden, heads = model.config.hidden_size, model.config.num_attention_heads
+    rows, width = inputs()["input_ids"].shape
+    # Queries, keys and values; DistilBERT's attention also holds what follows.
+    projections = (4 if kind == "distilbert" else 3) * 2 * hidden**2
+    compared = 2 * heads * width * 2 * hidden + 2 * hidden
+    attending = rows * width * projections - rows * (projections + compared)
+    eager = classifier(kind)
+    eager.set_attn_implementation("eager")
+    assert saved(model) - saved(eager) == attending > 0
+
+
+def test_with_dropout_logits_are_spread_as_those_of_all_tokens() -> None:
+    model = classifier("bert").train()
+    for name, part in model.named_modules():
+        if isinstance(part, torch.nn.Dropout):
+            part.p = 0.5 if name.endswith("attention.self.dropout") else 0.0
+    many = {name: each[:1].repeat(20_000, 1) for name, each in inputs().items()}
+    with torch.no_grad():
+        logits = model(**many).logits
+        with first_token_only(model):
+            spared = model(**many).logits
+    error = float(logits.std(0).max()) / len(logits) ** 0.5
+    torch.testing.assert_close(spared.mean(0), logits.mean(0), rtol=0, atol=6 * error)
+    torch.testing.assert_close(spared.std(0), logits.std(0), rtol=0.05, atol=0)
+
+
+def test_weights_that_a_hook_makes_are_those_that_count() -> None:
+    model = classifier("bert")
+    key = model.bert.encoder.layer[-1].attention.self.key
+    prune.custom_from_mask(key, "weight", torch.zeros_like(key.weight).fill_diagonal_(1))
+    torch.nn.init.ones_(key.weight_orig)
+    logits = model(**inputs()).logits
+    with first_token_only(model):
+        torch.testing.assert_close(model(**inputs()).logits, logits)
+
+
+def test_without_a_mask_all_tokens_count() -> None:
+    model, ids = classifier("bert"), inputs()["input_ids"][:1]
+    logits = model(ids).logits
+    with first_token_only(model):
+        torch.testing.assert_close(model(ids).logits, logits)
+
+
+def test_attention_is_as_it_was_behind_an_error() -> None:
+    model = classifier("bert")
+    with pytest.raises(RuntimeError), first_token_only(model):
+        raise RuntimeError("something fails inside")
+    assert min(widths(model)) == 5
+    assert "forward" not in vars(model.bert.encoder.layer[-1].attention.self)
 
 
 @pytest.mark.parametrize("kind", WHOLE)
