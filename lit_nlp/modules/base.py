@@ -3,15 +3,16 @@
 import inspect
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, cast
 
 import torch
 from jaxtyping import Float, Int
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
@@ -27,6 +28,7 @@ from lit_nlp.modules.formula import attend_by_formula
 from lit_nlp.modules.optimization import freeze as freeze_parameters
 from lit_nlp.modules.optimization import parameter_groups, parameter_places, warmup_steps
 from lit_nlp.modules.rng import rng_state, set_rng_state
+from lit_nlp.modules.rowwise_adamw import RowwiseAdamW, may_be_sparse, sparse_gradient
 from lit_nlp.modules.varlen import can_skip_padding, has_flash_attention, skip_padding
 from lit_nlp.pretrained import load_config, load_tokenizer
 from lit_nlp.targets import AttributionTarget, Label
@@ -115,6 +117,7 @@ class TransformerModule(LightningModule):
             self.model.activation_checkpointing_enable({"use_reentrant": False})
         self._since_update: list[tuple[Tensor | None, Tensor]] = []
         self._update: _Update | None = None
+        self._learns_rows = False
         self._compiled_call: Any = None
         self._rng_to_restore: dict[str, Any] | None = None
 
@@ -267,7 +270,8 @@ class TransformerModule(LightningModule):
                 attend_by_formula(self.model)
 
     def teardown(self, stage: str) -> None:
-        """Give the model transformers' attention and torch's dropout back."""
+        """Give the model transformers' attention, torch's dropout and whole gradients back."""
+        self._learns_rows = False
         restore_attention(self.model)
         restore_dropout(self.model)
 
@@ -307,7 +311,8 @@ class TransformerModule(LightningModule):
         if self.device.type != "cpu":
             # For each width, cuDNN plans how to attend where it does, and a compiled step records its graph.
             batch = widened(batch, self.baseline_id, self.max_length)
-        losses = self.row_losses(self.forward_batch(batch), batch)
+        with sparse_gradient(self.model) if self._learns_rows else nullcontext():
+            losses = self.row_losses(self.forward_batch(batch), batch)
         loss = losses.sum() / self.loss_weight(batch)
         self._since_update.append((batch.get("row"), losses.detach()))
         self.log("train/loss", loss, batch_size=len(losses))
@@ -344,7 +349,7 @@ class TransformerModule(LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
         parameters = [each for group in optimizer.param_groups for each in group["params"] if each.grad is not None]
-        norm = nn.utils.get_total_norm([cast(Tensor, parameter.grad) for parameter in parameters])
+        norm = nn.utils.get_total_norm([_numbers(parameter) for parameter in parameters])
         finite = self._begin_update(*losses, norm)
         if getattr(optimizer, "_step_supports_amp_scaling", False):
             # A fused optimizer leaves weights and moments alone where this is 1, as it does for a gradient scaler.
@@ -369,9 +374,11 @@ class TransformerModule(LightningModule):
             weight_decay=self.weight_decay,
             layer_decay=self.layer_decay,
         )
+        self._learns_rows = self._sees_sparse_gradients() and may_be_sparse(self.model)
+        kind = RowwiseAdamW if self._learns_rows else torch.optim.AdamW
         # Lightning refuses to clip gradients for the fused kernel; where it has to, we do without.
         fused = self._holds_whole_gradients()
-        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, weight_decay=self.weight_decay, fused=fused)
+        optimizer = kind(groups, lr=self.learning_rate, weight_decay=self.weight_decay, fused=fused)
         # Lightning lets go of the gradients behind the next forward pass, where they lie beside its activations.
         optimizer.register_step_post_hook(lambda stepped, *_: stepped.zero_grad())
         total_steps = self.trainer.estimated_stepping_batches
@@ -567,6 +574,23 @@ class TransformerModule(LightningModule):
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         return not scaled and isinstance(self.trainer.strategy, SingleDeviceStrategy | DDPStrategy)
 
+    def _sees_sparse_gradients(self) -> bool:
+        """Whether gradients of some rows of a matrix reach the optimizer as such, and are worth it: on one CPU."""
+        trainer = self.trainer
+        one_cpu = isinstance(trainer.strategy, SingleDeviceStrategy) and trainer.strategy.root_device.type == "cpu"
+        clips_numbers = trainer.gradient_clip_algorithm == "value"
+        wanted_whole = clips_numbers or self.hparams["compile"] or self._shows_gradients()
+        return one_cpu and self._holds_whole_gradients() and not wanted_whole
+
+    def _shows_gradients(self) -> bool:
+        """Whether somebody's hook sees gradients, and so should find what most functions of torch take."""
+        own = is_overridden("configure_gradient_clipping", self, TransformerModule)
+        own = own or is_overridden("optimizer_step", self, LightningModule)
+        hooks = ("on_after_backward", "on_before_optimizer_step", "on_before_zero_grad")
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        parts = [(self, LightningModule), *((callback, Callback) for callback in callbacks)]
+        return own or any(is_overridden(hook, part, kind) for part, kind in parts for hook in hooks)
+
     def _check_positions(self) -> None:
         positions = positions_of(self.model)
         if positions is not None and self.max_length > positions > 0:
@@ -663,6 +687,15 @@ def positions_of(model: nn.Module) -> int | None:
     # Two encoders that became one encoder-decoder have their positions each; they are of one backbone.
     config = getattr(model.config, "decoder", model.config)
     return getattr(config, "max_position_embeddings", None)
+
+
+def _numbers(parameter: nn.Parameter) -> Tensor:
+    """Return the numbers of a parameter's gradient, of which a sparse one has each row once from here on."""
+    gradient = cast(Tensor, parameter.grad)
+    if not gradient.is_sparse:
+        return gradient
+    parameter.grad = gradient.coalesce()
+    return parameter.grad.values()
 
 
 def _is_distributed() -> bool:

@@ -308,7 +308,8 @@ def test_what_an_optimizer_remembers_is_left_alone_by_an_update_that_is_not_fini
     states = []
 
     def keep(module: SentimentModule) -> None:
-        states.append([each.clone() for state in module.optimizers().state.values() for each in state.values()])
+        packed = module.optimizers().state_dict()["state"]
+        states.append([each.clone() for state in packed.values() for each in state.values()])
 
     diverging = module(Diverging, warmup=0.0)
     trainer = plain_trainer(callbacks=[Watcher(on_train_batch_end=keep)])
