@@ -67,9 +67,8 @@ class RowwiseAdamW(torch.optim.AdamW):
         met, found = _rows_of(parameter.grad)  # type: ignore[arg-type]
         _meet(state, met)
         rows, (beta1, beta2) = state["rows"], group["betas"]
-        gradient = found.new_zeros(len(rows), found.shape[1])
-        gradient[state["places"][met]] = found
-        weights, found_inf = parameter[rows], getattr(self, "found_inf", None)
+        gradient = found.new_zeros(len(rows), found.shape[1]).index_copy_(0, state["places"][met], found)
+        weights, found_inf = parameter.index_select(0, rows), getattr(self, "found_inf", None)
         adamw(
             [weights],
             [gradient],
@@ -89,7 +88,7 @@ class RowwiseAdamW(torch.optim.AdamW):
         )
         if decay := group["lr"] * group["weight_decay"]:
             parameter.mul_(1 - decay * (1 if found_inf is None else 1 - found_inf))
-        parameter[rows] = weights
+        parameter.index_copy_(0, rows, weights)
 
 
 def _each(groups: list[dict[str, Any]]) -> Iterator[Any]:
