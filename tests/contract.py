@@ -84,6 +84,14 @@ class Contract:
         assert {name for name, weight in weights(module).items() if torch.equal(weight, before[name])} == set()
         assert {"train/loss", "val/loss", module.monitor[0]} <= set(trainer.callback_metrics)
 
+    @pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+    def test_every_verb_runs_in_half_precision(self, precision: Any, backbone: str, datamodule: TextDataModule) -> None:
+        module = self.module(backbone, datamodule)
+        limits: dict[str, Any] = {f"limit_{split}_batches": 1 for split in ("train", "val", "test", "predict")}
+        for verb in ("fit", "validate", "test", "predict"):
+            getattr(plain_trainer(precision=precision, **limits), verb)(module, datamodule)
+        assert {weight.dtype for weight in module.parameters()} == {module.dtype} != {torch.float32}
+
     def test_a_checkpoint_needs_nothing_beside_it(
         self, backbone: str, datamodule: TextDataModule, tmp_path: Path
     ) -> None:

@@ -28,7 +28,7 @@ class CalibrationError(Metric):
     def update(self, probabilities: Float[Tensor, "rows classes"], labels: Int[Tensor, " rows"]) -> None:
         """Add rows."""
         confidences, predicted = probabilities.float().max(dim=1)
-        edges = torch.linspace(0, 1, _BINS + 1, device=confidences.device)
+        edges = torch.linspace(0, 1, _BINS + 1, dtype=confidences.dtype, device=confidences.device)
         bins = torch.bucketize(confidences, edges, right=True) - 1
         self.gaps.index_add_(0, bins, predicted.eq(labels).float() - confidences)
         self.rows += len(labels)

@@ -33,7 +33,7 @@ class SacreMetric(Metric):
     def update(self, hypotheses: Sequence[str], references: Sequence[str]) -> None:
         """Add segments, each with its one reference."""
         found = self.sacrebleu._extract_corpus_statistics(list(hypotheses), [list(references)])
-        self.statistics += torch.tensor(found, device=self.statistics.device).sum(0).long()
+        self.statistics += torch.tensor(found, dtype=torch.long, device=self.statistics.device).sum(0)
 
     def compute(self) -> Tensor:
         """Return the corpus's score."""

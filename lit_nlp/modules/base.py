@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -109,7 +109,7 @@ class TransformerModule(LightningModule):
             # An embedding never learns its padding token; but here it is one that texts may hold.
             self.model.get_input_embeddings().padding_idx = None  # type: ignore[assignment]
         self._check_positions()
-        self.metrics = nn.ModuleDict({split: self.new_metrics() for split in ("val", "test")})
+        self.metrics = _Metrics({split: self.new_metrics() for split in ("val", "test")})
         self._places = parameter_places(self.model)
         if freeze:
             freeze_parameters(self.model, freeze)
@@ -646,6 +646,14 @@ class TransformerModule(LightningModule):
             mend="look at these rows, lower model.learning_rate, or use a wider precision; "
             "the checkpoints written before are good",
         )
+
+
+class _Metrics(nn.ModuleDict):
+    """Metrics that stay in their type when the module is converted: sums of rows don't fit into half precision."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_Metrics":
+        device = fn(torch.zeros(())).device
+        return super()._apply(lambda state: state.to(device), recurse)
 
 
 class _Update(NamedTuple):

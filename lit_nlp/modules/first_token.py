@@ -121,7 +121,8 @@ def _attend(
     weights = scores.softmax(-1)
     if attention.training and attention.dropout.p:
         weights = cheap_dropout(weights, attention.dropout.p)
-    found_there = weights.to(hidden_states.dtype) @ hidden_states
+    weights = weights.to(hidden_states.dtype)
+    found_there = weights @ hidden_states
     found = torch.einsum("bhd,hkd->bhk", found_there, value.weight.unflatten(0, heads))
     found = found + weights.sum(-1, keepdim=True) * value.bias.unflatten(0, heads)
     found = found.flatten(1).unsqueeze(1)

@@ -30,7 +30,7 @@ class _CrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
         learnt = labels != IGNORED
         known = labels.where(learnt, 0).unsqueeze(1)
-        normalizer = torch.empty(labels.shape, device=logits.device)
+        normalizer = torch.empty(labels.shape, dtype=torch.float32, device=logits.device)
         losses = torch.empty_like(normalizer)
         for part in _parts(logits):
             x = logits[part].float()

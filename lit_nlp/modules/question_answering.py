@@ -238,7 +238,7 @@ class QuestionAnsweringModule(TransformerModule):
             return self(**inputs).float()
         mask = inputs["attention_mask"]
         lengths = ((mask > 0) * torch.arange(1, mask.shape[1] + 1)).amax(1).tolist()
-        logits = torch.full((*mask.shape, 2), -torch.inf)
+        logits = torch.full((*mask.shape, 2), -torch.inf, dtype=torch.float32)
         for some in by_length(lengths, _WINDOWS_AT_ONCE):
             width = lengths[some[0]]
             logits[some, :width] = self(**{name: each[some, :width] for name, each in inputs.items()}).float()

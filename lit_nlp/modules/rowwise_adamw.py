@@ -113,7 +113,7 @@ def _gathered(parameter: Tensor, state: dict[str, Tensor]) -> dict[str, Tensor]:
     if state:
         rows = (state["exp_avg"].any(1) | state["exp_avg_sq"].any(1)).nonzero().squeeze(1)
     gathered = {
-        "step": state.get("step", torch.zeros(())),
+        "step": state.get("step", torch.zeros((), dtype=torch.float32)),
         "rows": rows,
         "places": torch.full((len(parameter),), -1).index_copy_(0, rows, torch.arange(len(rows))),
     }

@@ -1,5 +1,6 @@
 """Text classification: one label, several, or a score, by any encoder or decoder-only backbone."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -513,7 +514,7 @@ class TextClassificationModule(TransformerModule):
         by_label = dict(zip(self.labels, probabilities, strict=True))
         if self.problem_type == "multi_label":
             chosen = [label for label, probability in by_label.items() if probability >= 0.5]
-            joint = torch.tensor([max(p, 1 - p) for p in probabilities]).prod().item()
+            joint = math.prod(max(p, 1 - p) for p in probabilities)
             return ClassificationPrediction(first, chosen, joint, by_label, second, row)
         best = max(by_label, key=lambda label: by_label[label])
         return ClassificationPrediction(first, best, by_label[best], by_label, second, row)

@@ -60,6 +60,19 @@ def test_evaluating_gives_each_part_its_mode_back(module: Module) -> None:
     assert [part.training for part in used.modules()] == modes
 
 
+@pytest.mark.parametrize(
+    "convert", [torch.nn.Module.half, lambda part: part.to(torch.bfloat16), torch.nn.Module.double]
+)
+def test_metrics_stay_in_their_types_when_the_module_is_converted(convert: Any, module: Module) -> None:
+    def types(converted: SentimentModule) -> list[torch.dtype]:
+        metrics = converted.metrics_of("test").values()
+        return [each.dtype for metric in metrics for each in metric._defaults.values() if isinstance(each, Tensor)]
+
+    before = types(module())
+    assert types(converted := convert(module())) == before
+    assert converted.model.dtype not in before
+
+
 # Gradients
 
 
