@@ -6,8 +6,21 @@ from typing import Any
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
+from lit_nlp.errors import known_name
+
 # How the names of our own begin.
 _OURS = "lit_nlp_"
+
+
+def check_attention(name: str) -> None:
+    """Make sure that transformers knows a way to attend by its name, or could fetch it as a kernel from the hub.
+
+    Raises:
+        ConfigError: It doesn't.
+    """
+    if "/" not in name:
+        theirs = [key for key in AttentionInterface().valid_keys() if not key.startswith(_OURS)]
+        known_name(name, ["eager", *theirs], "model.attn_implementation")
 
 
 def attends_by_sdpa(model: PreTrainedModel) -> bool:

@@ -21,7 +21,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from lit_nlp.checkpoints import SECTION, read_checkpoint
-from lit_nlp.errors import BackboneError
+from lit_nlp.errors import BackboneError, ConfigError
 from lit_nlp.pretrained import LOADING_ERRORS, Location, locate_backbone, unloadable
 
 
@@ -40,6 +40,7 @@ def load_model(
 
     Raises:
         BackboneError: The weights can't be loaded, don't fit the architecture, or have no such head.
+        ConfigError: A package is missing that `attn_implementation` needs.
     """
     location = locate_backbone(backbone)
     chosen = {"attn_implementation": attn_implementation} if attn_implementation else {}
@@ -70,6 +71,9 @@ def load_model(
             mend="use one with model.safetensors",
         ) from error
     except LOADING_ERRORS as error:
+        if chosen and isinstance(error, ImportError):
+            problem = str(error).splitlines()[0].rstrip(".")
+            raise ConfigError(problem, where="model.attn_implementation", mend="choose another") from error
         raise unloadable(backbone, error) from error
     if isinstance(model, EncoderDecoderModel) and getattr(model.encoder, "pooler", None) is not None:
         model.encoder.pooler = None  # no decoder reads it, and a parameter without a gradient stops DDP

@@ -21,7 +21,7 @@ from transformers import PreTrainedConfig, get_scheduler
 from lit_nlp.checkpoints import SECTION, check_primitives, check_written_by, pack_backbone, read_checkpoint
 from lit_nlp.errors import ConfigError, NonFiniteError, require
 from lit_nlp.files import json_lines
-from lit_nlp.modules.attention import restore_attention
+from lit_nlp.modules.attention import check_attention, restore_attention
 from lit_nlp.modules.backbones import check_vocabulary, load_model
 from lit_nlp.modules.dropout import cheapen_dropout, restore_dropout
 from lit_nlp.modules.formula import attend_by_formula
@@ -100,6 +100,8 @@ class TransformerModule(LightningModule):
         self.learning_rate, self.weight_decay, self.layer_decay = learning_rate, weight_decay, layer_decay
         self.warmup, self.scheduler = warmup, scheduler
         self.label_smoothing = label_smoothing
+        if attn_implementation is not None:
+            check_attention(attn_implementation)
         self.tokenizer = load_tokenizer(backbone)
         self.max_length = resolve_max_length(self.tokenizer, max_length)
         config = load_config(backbone, pad_token_id=self.tokenizer.pad_token_id, **self.config_changes())

@@ -13,9 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForSequenceClassification, BertModel, PreTrainedTokenizerFast
+from transformers.utils import is_flash_attn_2_available
 
 from lit_nlp import SentimentModule, TextClassificationModule
-from lit_nlp.errors import BackboneError, CheckpointError
+from lit_nlp.errors import BackboneError, CheckpointError, ConfigError
 from lit_nlp.modules.backbones import load_model
 from lit_nlp.pretrained import load_config, load_tokenizer
 from tests.backbones import CORPUS
@@ -299,9 +300,9 @@ def test_a_folder_that_cannot_be_used_is_told_in_one_line(
     refused(backbone, f"backbone {backbone}: {message}")
 
 
-def refused(backbone: str, message: str, **arguments: Any) -> None:
+def refused(backbone: str, message: str) -> None:
     with pytest.raises(BackboneError) as raised:
-        TextClassificationModule(backbone, labels=LABELS, **arguments)
+        TextClassificationModule(backbone, labels=LABELS)
     assert str(raised.value).startswith(message)
     assert "\n" not in str(raised.value)
 
@@ -350,7 +351,14 @@ def test_a_backbone_that_is_not_there_is_told_in_one_line(backbone: str, message
 
 
 def test_an_attention_implementation_that_is_unknown_is_told_in_one_line(bert: str) -> None:
-    refused(bert, f"backbone {bert}: it can't be loaded (ValueError: Specified `attn", attn_implementation="nonsense")
+    with pytest.raises(ConfigError, match=r"^model.attn_implementation: 'spda' is not one of .*did you mean 'sdpa'\?$"):
+        TextClassificationModule(bert, labels=LABELS, attn_implementation="spda")
+
+
+@pytest.mark.skipif(is_flash_attn_2_available(), reason="FlashAttention is there")
+def test_an_attention_implementation_whose_package_is_missing_is_told_in_one_line(bert: str) -> None:
+    with pytest.raises(ConfigError, match=r"^model.attn_implementation: FlashAttention2 .*; choose another$"):
+        TextClassificationModule(bert, labels=LABELS, attn_implementation="flash_attention_2")
 
 
 def test_a_damaged_checkpoint_is_no_backbone(tmp_path: Path) -> None:
