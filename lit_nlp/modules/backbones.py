@@ -71,7 +71,7 @@ def load_model(
             mend="use one with model.safetensors",
         ) from error
     except LOADING_ERRORS as error:
-        if chosen and isinstance(error, ImportError):
+        if isinstance(error, ImportError) and attn_implementation not in (None, "eager", "sdpa"):
             problem = str(error).splitlines()[0].rstrip(".")
             raise ConfigError(problem, where="model.attn_implementation", mend="choose another") from error
         raise unloadable(backbone, error) from error

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -119,7 +120,6 @@ class TransformerModule(LightningModule):
             self.model.activation_checkpointing_enable({"use_reentrant": False})
         self._since_update: list[tuple[Tensor | None, Tensor]] = []
         self._update: _Update | None = None
-        self._learns_rows = False
         self._compiled_call: Any = None
         self._rng_to_restore: dict[str, Any] | None = None
 
@@ -272,8 +272,7 @@ class TransformerModule(LightningModule):
                 attend_by_formula(self.model)
 
     def teardown(self, stage: str) -> None:
-        """Give the model transformers' attention, torch's dropout and whole gradients back."""
-        self._learns_rows = False
+        """Give the model transformers' attention and torch's dropout back."""
         restore_attention(self.model)
         restore_dropout(self.model)
 
@@ -313,7 +312,7 @@ class TransformerModule(LightningModule):
         if self.device.type != "cpu":
             # For each width, cuDNN plans how to attend where it does, and a compiled step records its graph.
             batch = widened(batch, self.baseline_id, self.max_length)
-        with sparse_gradient(self.model) if self._learns_rows else nullcontext():
+        with sparse_gradient(self.model) if self._takes_rows() else nullcontext():
             losses = self.row_losses(self.forward_batch(batch), batch)
         loss = losses.sum() / self.loss_weight(batch)
         self._since_update.append((batch.get("row"), losses.detach()))
@@ -351,7 +350,7 @@ class TransformerModule(LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
         parameters = [each for group in optimizer.param_groups for each in group["params"] if each.grad is not None]
-        norm = nn.utils.get_total_norm([_numbers(parameter) for parameter in parameters])
+        norm = nn.utils.get_total_norm([_coalesced(parameter) for parameter in parameters])
         finite = self._begin_update(*losses, norm)
         if getattr(optimizer, "_step_supports_amp_scaling", False):
             # A fused optimizer leaves weights and moments alone where this is 1, as it does for a gradient scaler.
@@ -376,8 +375,7 @@ class TransformerModule(LightningModule):
             weight_decay=self.weight_decay,
             layer_decay=self.layer_decay,
         )
-        self._learns_rows = self._sees_sparse_gradients() and may_be_sparse(self.model)
-        kind = RowwiseAdamW if self._learns_rows else torch.optim.AdamW
+        kind = RowwiseAdamW if self._updates_rows() and may_be_sparse(self.model) else torch.optim.AdamW
         # Lightning refuses to clip gradients for the fused kernel; where it has to, we do without.
         fused = self._holds_whole_gradients()
         optimizer = kind(groups, lr=self.learning_rate, weight_decay=self.weight_decay, fused=fused)
@@ -576,18 +574,29 @@ class TransformerModule(LightningModule):
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         return not scaled and isinstance(self.trainer.strategy, SingleDeviceStrategy | DDPStrategy)
 
-    def _sees_sparse_gradients(self) -> bool:
-        """Whether gradients of some rows of a matrix reach the optimizer as such, and are worth it: on one CPU."""
+    def _updates_rows(self) -> bool:
+        """Whether the optimizer is to get gradients of some rows of a matrix: on one CPU, where nobody else sees them.
+
+        On a GPU, filling and applying one of all rows takes next to no time.
+        """
         trainer = self.trainer
         one_cpu = isinstance(trainer.strategy, SingleDeviceStrategy) and trainer.strategy.root_device.type == "cpu"
         clips_numbers = trainer.gradient_clip_algorithm == "value"
         wanted_whole = clips_numbers or self.hparams["compile"] or self._shows_gradients()
         return one_cpu and self._holds_whole_gradients() and not wanted_whole
 
+    def _takes_rows(self) -> bool:
+        """Whether the run's optimizer takes gradients of rows: who subclasses may put another in the place of ours."""
+        trainer = self._trainer
+        runs = trainer is not None and trainer.state.status == TrainerStatus.RUNNING
+        return runs and [type(each) for each in self.trainer.optimizers] == [RowwiseAdamW]
+
     def _shows_gradients(self) -> bool:
         """Whether somebody's hook sees gradients, and so should find what most functions of torch take."""
         own = is_overridden("configure_gradient_clipping", self, TransformerModule)
-        own = own or is_overridden("optimizer_step", self, LightningModule)
+        own = own or any(
+            is_overridden(hook, self, LightningModule) for hook in ("backward", "optimizer_step", "optimizer_zero_grad")
+        )
         hooks = ("on_after_backward", "on_before_optimizer_step", "on_before_zero_grad")
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         parts = [(self, LightningModule), *((callback, Callback) for callback in callbacks)]
@@ -654,8 +663,11 @@ class _Metrics(nn.ModuleDict):
     """Metrics that stay in their type when the module is converted: sums of rows don't fit into half precision."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_Metrics":
-        device = fn(torch.zeros(())).device
-        return super()._apply(lambda state: state.to(device), recurse)
+        def in_its_type(state: Tensor) -> Tensor:
+            applied = fn(state)
+            return applied if applied.dtype == state.dtype else state.to(applied.device)
+
+        return super()._apply(in_its_type, recurse)
 
 
 class _Update(NamedTuple):
@@ -699,8 +711,8 @@ def positions_of(model: nn.Module) -> int | None:
     return getattr(config, "max_position_embeddings", None)
 
 
-def _numbers(parameter: nn.Parameter) -> Tensor:
-    """Return the numbers of a parameter's gradient, of which a sparse one has each row once from here on."""
+def _coalesced(parameter: nn.Parameter) -> Tensor:
+    """Let a sparse gradient of a parameter have each row once, and return the numbers of the gradient."""
     gradient = cast(Tensor, parameter.grad)
     if not gradient.is_sparse:
         return gradient

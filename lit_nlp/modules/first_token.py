@@ -71,7 +71,7 @@ def first_token_only(model: PreTrainedModel) -> Iterator[None]:
             yield
     finally:
         if attention is not None:
-            del attention.forward
+            vars(attention).pop("forward", None)
 
 
 def _last_layer(model: PreTrainedModel, stack: str) -> nn.Module | None:
@@ -88,10 +88,12 @@ def _attention(model: PreTrainedModel, last: nn.Module, parts: _Parts) -> nn.Mod
     compiled = model._compiled_call_impl is not None
     if parts.attention is None or compiled or not keeps_weights(model) or model.device.type != "cpu":
         return None
-    attention = last.get_submodule(parts.attention)
-    plain = all(type(getattr(attention, name)) is nn.Linear for name in parts.projections)
+    attention: Any = last.get_submodule(parts.attention)
+    projections = [getattr(attention, name) for name in parts.projections]
+    plain = all(type(each) is nn.Linear and each.bias is not None for each in projections) and not attention.is_causal
     # A hook may make the weights that the projection would use, as pruning does.
-    watched = any(part._forward_pre_hooks for part in attention.modules())
+    hooks = ("_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    watched = any(getattr(part, hook) for part in attention.modules() for hook in hooks)
     return attention if plain and not watched and "forward" not in vars(attention) else None
 
 
@@ -108,16 +110,20 @@ def _attend(
     Where there is one query q, a key of it and a token x, q·(Kx + b) = (Kᵀq)·x + q·b: the query is taken to where the
     tokens are in place of each token to where the query is. So is what it finds there taken to where values are.
     """
-    if attention_mask is not None and attention_mask.ndim != 4:
+    shown = attention_mask
+    if shown is not None and not (shown.dtype == torch.bool and shown.ndim == 4 and shown.shape[1] == 1):
         return otherwise(hidden_states, attention_mask=attention_mask, **options)
     query, key, value = (getattr(attention, name) for name in projections)
     heads = (-1, attention.attention_head_size)
     asked = query(hidden_states[:, 0]).unflatten(-1, heads)
     asked_there = torch.einsum("bhk,hkd->bhd", asked, key.weight.unflatten(0, heads))
-    scores = asked_there @ hidden_states.mT + torch.einsum("bhk,hk->bh", asked, key.bias.unflatten(0, heads))[..., None]
-    scores = scores.float() * attention.scaling
-    if attention_mask is not None:
-        scores = scores.masked_fill(~attention_mask[:, 0, :1], torch.finfo(scores.dtype).min)
+    scores = asked_there @ hidden_states.mT
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    # The same for all tokens: softmax drops it, but a parameter without a gradient would stop DDP.
+    scores = scores + torch.einsum("bhk,hk->bh", asked, key.bias.unflatten(0, heads)).unsqueeze(2)
+    scores = scores * attention.scaling
+    if shown is not None:
+        scores = scores.masked_fill(~shown[:, 0, :1], torch.finfo(scores.dtype).min)
     weights = scores.softmax(-1)
     if attention.training and attention.dropout.p:
         weights = cheap_dropout(weights, attention.dropout.p)

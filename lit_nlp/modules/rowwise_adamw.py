@@ -36,7 +36,7 @@ def may_be_sparse(model: PreTrainedModel) -> bool:
 
 
 class RowwiseAdamW(torch.optim.AdamW):
-    """AdamW that also takes sparse gradients of the rows of a matrix, and then updates that by the fused kernel.
+    """AdamW, without amsgrad, that also takes sparse gradients of a matrix's rows, and updates it by the fused kernel.
 
     The updates are those of dense gradients. The moments of rows that had a gradient stand together, in the order in
     which they were met; in `state_dict` they stand where `torch.optim.AdamW` has them, which can go on from there.
@@ -52,7 +52,8 @@ class RowwiseAdamW(torch.optim.AdamW):
         return packed
 
     def _init_group(self, group: dict[str, Any], *lists: Any) -> bool:
-        # Where torch collects the group's gradients once they are there, those are taken out that it would refuse.
+        # Where torch 2.13 collects the group's gradients once they are there, those are taken out that it would refuse:
+        # a `step` of our own would run its hooks twice.
         for parameter in group["params"]:
             sparse = parameter.grad is not None and parameter.grad.is_sparse
             if sparse or (parameter.grad is not None and "rows" in self.state[parameter]):
@@ -61,6 +62,8 @@ class RowwiseAdamW(torch.optim.AdamW):
         return super()._init_group(group, *lists)
 
     def _update_rows(self, parameter: Float[Tensor, "rows width"], group: dict[str, Any]) -> None:
+        if group["amsgrad"]:
+            raise ValueError("rows are updated without amsgrad")
         state = self.state[parameter]
         if "rows" not in state:
             state.update(_gathered(parameter, state))
@@ -86,6 +89,7 @@ class RowwiseAdamW(torch.optim.AdamW):
             eps=group["eps"],
             maximize=group["maximize"],
         )
+        # All rows decay; those that were met have done so by the kernel, and are put back.
         if decay := group["lr"] * group["weight_decay"]:
             parameter.mul_(1 - decay * (1 if found_inf is None else 1 - found_inf))
         parameter.index_copy_(0, rows, weights)

@@ -361,6 +361,17 @@ def test_an_attention_implementation_whose_package_is_missing_is_told_in_one_lin
         TextClassificationModule(bert, labels=LABELS, attn_implementation="flash_attention_2")
 
 
+def test_a_package_that_the_backbone_lacks_is_not_blamed_on_attention(
+    bert: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lacking(*_: Any, **__: Any) -> None:
+        raise ImportError("it requires sentencepiece")
+
+    monkeypatch.setattr(AutoModelForSequenceClassification, "from_pretrained", lacking)
+    with pytest.raises(BackboneError, match="requires sentencepiece"):
+        TextClassificationModule(bert, labels=LABELS, attn_implementation="eager")
+
+
 def test_a_damaged_checkpoint_is_no_backbone(tmp_path: Path) -> None:
     (tmp_path / "x.ckpt").write_bytes(pickle.dumps({}))
     with pytest.raises(CheckpointError, match=r"x.ckpt: the checkpoint is damaged"):

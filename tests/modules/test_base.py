@@ -73,6 +73,11 @@ def test_metrics_stay_in_their_types_when_the_module_is_converted(convert: Any, 
     assert converted.model.dtype not in before
 
 
+def test_metrics_are_moved_and_shared_as_the_module_is(module: Module) -> None:
+    metric = next(iter(module().to("meta").to_empty(device="cpu").share_memory().metrics_of("test").values()))
+    assert all(each.device.type == "cpu" and each.is_shared() for each in metric.metric_state.values())
+
+
 # Gradients
 
 

@@ -113,6 +113,69 @@ def test_weights_that_a_hook_makes_are_those_that_count() -> None:
         torch.testing.assert_close(model(**inputs()).logits, logits)
 
 
+def test_a_backward_hook_is_called() -> None:
+    model, seen = classifier("bert"), []
+    model.bert.encoder.layer[-1].attention.self.key.register_full_backward_hook(lambda *call: seen.append(call))
+    with first_token_only(model):
+        gradients(model)
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("kind", ["bert", "electra", "roberta"])
+def test_what_attends_to_earlier_tokens_alone_does_so(kind: str) -> None:
+    config = classifier(kind).config
+    config.is_decoder = True
+    torch.manual_seed(0)
+    model, ids = AutoModelForSequenceClassification.from_config(config).eval(), inputs()["input_ids"][:1]
+    logits = model(ids).logits
+    with first_token_only(model):
+        torch.testing.assert_close(model(ids).logits, logits)
+
+
+def test_projections_without_a_bias_do_without() -> None:
+    model = classifier("bert")
+    model.bert.encoder.layer[-1].attention.self.key.bias = None
+    logits = model(**inputs()).logits
+    with first_token_only(model):
+        torch.testing.assert_close(model(**inputs()).logits, logits)
+
+
+def masks() -> dict[str, Tensor]:
+    shown = inputs()["attention_mask"].bool()[:, None, None].expand(2, 1, 5, 5)
+    by_head = torch.stack([shown[:, 0], torch.ones(2, 5, 5, dtype=torch.bool).tril()], dim=1)
+    return {"shown": shown, "by head": by_head, "added": torch.zeros(2, 1, 5, 5).masked_fill(~shown, -1e4)}
+
+
+@pytest.mark.parametrize("mask", masks())
+def test_masks_of_each_pair_of_tokens_count(mask: str) -> None:
+    model, ids = classifier("bert"), inputs()["input_ids"]
+    logits = model(ids, attention_mask=masks()[mask]).logits
+    with first_token_only(model):
+        torch.testing.assert_close(model(ids, attention_mask=masks()[mask]).logits, logits)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "error"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.05), (torch.float16, 0.005)]
+)
+def test_of_each_type_logits_are_as_exact(dtype: torch.dtype, error: float) -> None:
+    exact = classifier("bert").double()(**inputs()).logits
+    model = classifier("bert").to(dtype)
+    with first_token_only(model):
+        logits = model(**inputs()).logits
+    assert logits.dtype == dtype
+    torch.testing.assert_close(logits.double(), exact, rtol=0, atol=error)
+
+
+def test_one_within_another_changes_nothing() -> None:
+    model = classifier("bert")
+    logits = model(**inputs()).logits
+    with first_token_only(model):
+        with first_token_only(model):
+            pass
+        torch.testing.assert_close(model(**inputs()).logits, logits)
+    assert min(widths(model)) == 5
+
+
 def test_without_a_mask_all_tokens_count() -> None:
     model, ids = classifier("bert"), inputs()["input_ids"][:1]
     logits = model(ids).logits

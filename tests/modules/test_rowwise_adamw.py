@@ -1,9 +1,10 @@
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
@@ -87,6 +88,14 @@ def test_a_gradient_of_all_rows_may_follow_one_of_some() -> None:
     torch.testing.assert_close(mixed, dense)
 
 
+def test_amsgrad_is_refused() -> None:
+    parameter = weights()
+    optimizer = RowwiseAdamW([parameter], amsgrad=True, fused=True)
+    parameter.grad = next(gradients())
+    with pytest.raises(ValueError, match="without amsgrad"):
+        optimizer.step()
+
+
 def test_moments_take_memory_for_rows_that_were_met() -> None:
     _, optimizer = stepped(RowwiseAdamW, lambda gradient: gradient)
     [state] = optimizer.state.values()
@@ -161,7 +170,48 @@ def test_where_numbers_are_clipped_one_by_one_gradients_are_whole(module: Module
 def test_where_processes_share_gradients_they_are_whole(module: Module) -> None:
     fitted = module()
     fitted.trainer = plain_trainer(strategy="ddp_spawn", devices=2)
-    assert not fitted._sees_sparse_gradients()
+    assert not fitted._updates_rows()
+
+
+def test_who_takes_another_optimizer_gets_whole_gradients(module: Module, batches: Batches) -> None:
+    class Adam(SentimentModule):
+        def configure_optimizers(self) -> Any:
+            ours: Any = super().configure_optimizers()
+            return torch.optim.Adam(ours["optimizer"].param_groups)
+
+    fitted = module(Adam)
+    kinds = Kinds(fitted)
+    plain_trainer(max_steps=1).fit(fitted, loader(batches))
+    assert kinds.sparse == [False]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_behind_a_run_that_broke_off_gradients_are_whole(
+    error: type[BaseException], module: Module, batches: Batches
+) -> None:
+    class Breaks(Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            raise error
+
+    fitted = module()
+    with pytest.raises((error, SystemExit)):
+        plain_trainer(callbacks=[Breaks()]).fit(fitted, loader(batches))
+    kinds = Kinds(fitted)
+    with patch.object(fitted, "log"):
+        fitted.training_step(batches[0], 0).backward()
+    torch.optim.AdamW(fitted.parameters()).step()
+    assert kinds.sparse == [False]
+
+
+@pytest.mark.parametrize("hook", ["backward", "optimizer_step", "optimizer_zero_grad", "on_after_backward"])
+def test_a_module_whose_hook_sees_gradients_gets_whole_ones(hook: str, module: Module, batches: Batches) -> None:
+    def sees(self: Any, *given: Any, **named: Any) -> Any:
+        return getattr(LightningModule, hook)(self, *given, **named)
+
+    fitted = module(type("Sees", (SentimentModule,), {hook: sees}))
+    kinds = Kinds(fitted)
+    plain_trainer(max_steps=1).fit(fitted, loader(batches))
+    assert kinds.sparse == [False]
 
 
 def test_who_clips_by_himself_gets_whole_gradients(module: Module, batches: Batches) -> None:
