@@ -565,9 +565,12 @@ class TransformerModule(LightningModule):
 
     def _records_graphs(self) -> bool:
         """Whether compiled steps run as CUDA graphs: one for each shape, whose gradients the next step overwrites."""
+        return self._runs_on_one("cuda") and self.differs_in_width_alone and self.trainer.accumulate_grad_batches == 1
+
+    def _runs_on_one(self, kind: str) -> bool:
+        """Whether the run is of one process on one device of this kind."""
         strategy = self.trainer.strategy
-        one_gpu = isinstance(strategy, SingleDeviceStrategy) and strategy.root_device.type == "cuda"
-        return one_gpu and self.differs_in_width_alone and self.trainer.accumulate_grad_batches == 1
+        return isinstance(strategy, SingleDeviceStrategy) and strategy.root_device.type == kind
 
     def _holds_whole_gradients(self) -> bool:
         """Whether this process sees gradients unscaled and unsharded, and so can check and clip them by itself."""
@@ -579,28 +582,27 @@ class TransformerModule(LightningModule):
 
         On a GPU, filling and applying one of all rows takes next to no time.
         """
-        trainer = self.trainer
-        one_cpu = isinstance(trainer.strategy, SingleDeviceStrategy) and trainer.strategy.root_device.type == "cpu"
-        clips_numbers = trainer.gradient_clip_algorithm == "value"
+        clips_numbers = self.trainer.gradient_clip_algorithm == "value"
         wanted_whole = clips_numbers or self.hparams["compile"] or self._shows_gradients()
-        return one_cpu and self._holds_whole_gradients() and not wanted_whole
+        return self._runs_on_one("cpu") and self._holds_whole_gradients() and not wanted_whole
 
     def _takes_rows(self) -> bool:
         """Whether the run's optimizer takes gradients of rows: who subclasses may put another in the place of ours."""
         trainer = self._trainer
-        runs = trainer is not None and trainer.state.status == TrainerStatus.RUNNING
-        return runs and [type(each) for each in self.trainer.optimizers] == [RowwiseAdamW]
+        if trainer is None or trainer.state.status != TrainerStatus.RUNNING:
+            return False
+        return [type(each) for each in trainer.optimizers] == [RowwiseAdamW]
 
     def _shows_gradients(self) -> bool:
         """Whether somebody's hook sees gradients, and so should find what most functions of torch take."""
-        own = is_overridden("configure_gradient_clipping", self, TransformerModule)
-        own = own or any(
-            is_overridden(hook, self, LightningModule) for hook in ("backward", "optimizer_step", "optimizer_zero_grad")
-        )
-        hooks = ("on_after_backward", "on_before_optimizer_step", "on_before_zero_grad")
+        of_all = ("on_after_backward", "on_before_optimizer_step", "on_before_zero_grad")
+        of_module = (*of_all, "backward", "optimizer_step", "optimizer_zero_grad")
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
-        parts = [(self, LightningModule), *((callback, Callback) for callback in callbacks)]
-        return own or any(is_overridden(hook, part, kind) for part, kind in parts for hook in hooks)
+        return (
+            is_overridden("configure_gradient_clipping", self, TransformerModule)
+            or any(is_overridden(hook, self, LightningModule) for hook in of_module)
+            or any(is_overridden(hook, callback, Callback) for callback in callbacks for hook in of_all)
+        )
 
     def _check_positions(self) -> None:
         positions = positions_of(self.model)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lit_nlp.modules.attention import keeps_weights
-from lit_nlp.modules.dropout import cheap_dropout
+from lit_nlp.modules.formula import attention_weights
 
 
 class _Parts(NamedTuple):
@@ -121,12 +121,8 @@ def _attend(
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     # The same for all tokens: softmax drops it, but a parameter without a gradient would stop DDP.
     scores = scores + torch.einsum("bhk,hk->bh", asked, key.bias.unflatten(0, heads)).unsqueeze(2)
-    scores = scores * attention.scaling
-    if shown is not None:
-        scores = scores.masked_fill(~shown[:, 0, :1], torch.finfo(scores.dtype).min)
-    weights = scores.softmax(-1)
-    if attention.training and attention.dropout.p:
-        weights = cheap_dropout(weights, attention.dropout.p)
+    dropout = attention.dropout.p if attention.training else 0.0
+    weights = attention_weights(scores, None if shown is None else shown[:, 0, :1], dropout, attention.scaling)
     weights = weights.to(hidden_states.dtype)
     found_there = weights @ hidden_states
     found = torch.einsum("bhd,hkd->bhk", found_there, value.weight.unflatten(0, heads))

@@ -86,12 +86,18 @@ def _by_formula(
     scores = query @ key.transpose(2, 3)
     if scores.shape[-1] < _WIDE:
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    weights = attention_weights(scores, shown, dropout, scaling)
+    return (weights.to(value.dtype) @ value).transpose(1, 2).contiguous()
+
+
+def attention_weights(
+    scores: Float[Tensor, "... keys"], shown: Bool[Tensor, "..."] | None, dropout: float, scaling: float
+) -> Float[Tensor, "... keys"]:
+    """Return the shares in which values are taken, in the type of the scores, which are overwritten."""
     # Autocast would take softmax in float32 at any width.
     with torch.autocast(scores.device.type, enabled=False):
         scores = scores.mul_(scaling)
         if shown is not None:
             scores = scores.masked_fill_(~shown, torch.finfo(scores.dtype).min)
         weights = scores.softmax(-1)
-        if dropout:
-            weights = cheap_dropout(weights, dropout)
-    return (weights.to(value.dtype) @ value).transpose(1, 2).contiguous()
+        return cheap_dropout(weights, dropout) if dropout else weights

@@ -55,8 +55,8 @@ class RowwiseAdamW(torch.optim.AdamW):
         # Where torch 2.13 collects the group's gradients once they are there, those are taken out that it would refuse:
         # a `step` of our own would run its hooks twice.
         for parameter in group["params"]:
-            sparse = parameter.grad is not None and parameter.grad.is_sparse
-            if sparse or (parameter.grad is not None and "rows" in self.state[parameter]):
+            gradient = parameter.grad
+            if gradient is not None and (gradient.is_sparse or "rows" in self.state[parameter]):
                 self._update_rows(parameter, group)
                 parameter.grad = None
         return super()._init_group(group, *lists)
