@@ -28,6 +28,7 @@ from lit_nlp.modules.dropout import cheapen_dropout, restore_dropout
 from lit_nlp.modules.formula import attend_by_formula
 from lit_nlp.modules.optimization import freeze as freeze_parameters
 from lit_nlp.modules.optimization import parameter_groups, parameter_places, warmup_steps
+from lit_nlp.modules.recording import record_passes, stop_recording
 from lit_nlp.modules.rng import rng_state, set_rng_state
 from lit_nlp.modules.rowwise_adamw import RowwiseAdamW, may_be_sparse, sparse_gradient
 from lit_nlp.modules.varlen import can_skip_padding, has_flash_attention, skip_padding
@@ -58,11 +59,13 @@ class TransformerModule(LightningModule):
         freeze: Parameters that don't learn, by name or pattern, such as ``embeddings``. None: all learn.
         label_smoothing: Probability mass that the loss spreads over all classes.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third slower.
-        compile: Compile the model for training steps. On one GPU they then run as CUDA graphs, one recorded for each
-            shape of a batch: give batches a number of rows and no budget of tokens.
+        compile: Compile the model for training steps.
+        cuda_graphs: On one GPU, record the passes of training steps as CUDA graphs, for each shape of a batch that
+            comes again, and replay them: short steps run several times as fast, and take the memory of another step,
+            where that is free.
         attn_implementation: `sdpa`, `eager`, `flash_attention_2`, …; None: transformers' choice, but that under a
-            Trainer, uncompiled, attention of most encoders skips padding on a GPU in half precision, and on a CPU
-            takes the formula where that is quicker.
+            Trainer attention of most encoders skips padding on a GPU in half precision, and on a CPU takes the
+            formula where that is quicker.
         max_length: Tokens of a sequence when the module tokenises texts by itself. None: what the
             backbone reads, at most 512.
 
@@ -73,7 +76,7 @@ class TransformerModule(LightningModule):
     """
 
     # Arguments that change how the module runs and not what it is: a checkpoint doesn't fix them.
-    runtime_arguments: ClassVar[set[str]] = {"compile", "attn_implementation", "gradient_checkpointing"}
+    runtime_arguments: ClassVar[set[str]] = {"compile", "cuda_graphs", "attn_implementation", "gradient_checkpointing"}
 
     def __init__(
         self,
@@ -87,6 +90,7 @@ class TransformerModule(LightningModule):
         label_smoothing: float = 0.0,
         gradient_checkpointing: bool = False,
         compile: bool = False,
+        cuda_graphs: bool = True,
         attn_implementation: str | None = None,
         max_length: int | None = None,
     ) -> None:
@@ -254,25 +258,28 @@ class TransformerModule(LightningModule):
     # Training
 
     def setup(self, stage: str) -> None:
-        """Compile the model where fitting asks for it, or let it attend and draw its dropout in a quicker way.
+        """Compile the model where fitting asks for it, and let it run in a quicker way.
 
-        On a GPU attention skips padding; on a CPU it takes the formula where that is quicker, both only where nobody
-        chose how to attend, and masks of dropout are drawn from fewer random numbers. `teardown` gives all back; a run
-        that breaks off leaves it to the next one.
+        On a GPU attention skips padding, and passes are recorded; on a CPU attention takes the formula where that is
+        quicker, and masks of dropout are drawn from fewer random numbers. Attention is changed only where nobody chose
+        how to attend. `teardown` gives all back; a run that breaks off leaves it to the next one.
         """
         device, free = self.trainer.strategy.root_device, self.hparams["attn_implementation"] is None
-        if self.hparams["compile"] and stage == "fit":
-            # The kernels of a step are many and short: recorded as a graph, a GPU needn't wait for each to be started.
-            self.model.compile(dynamic=True, mode="reduce-overhead" if self._records_graphs() else "default")
-        elif free and can_skip_padding(self.model) and has_flash_attention(device):
+        if free and can_skip_padding(self.model) and has_flash_attention(device):
             skip_padding(self.model)
         elif device.type == "cpu" and not self.hparams["compile"]:
             cheapen_dropout(self.model)
             if free:
                 attend_by_formula(self.model)
+        if stage == "fit":
+            if self.hparams["compile"]:
+                self.model.compile(dynamic=True)
+            if self._records_passes():
+                record_passes(self.model)
 
     def teardown(self, stage: str) -> None:
-        """Give the model transformers' attention and torch's dropout back."""
+        """Drop recordings, and give the model transformers' attention and torch's dropout back."""
+        stop_recording(self.model)
         restore_attention(self.model)
         restore_dropout(self.model)
 
@@ -563,9 +570,12 @@ class TransformerModule(LightningModule):
         taken = inspect.signature(self.model.forward).parameters
         return {name: tensor for name, tensor in batch.items() if name in taken and name != "labels"}
 
-    def _records_graphs(self) -> bool:
-        """Whether compiled steps run as CUDA graphs: one for each shape, whose gradients the next step overwrites."""
-        return self._runs_on_one("cuda") and self.differs_in_width_alone and self.trainer.accumulate_grad_batches == 1
+    def _records_passes(self) -> bool:
+        """Whether steps run as CUDA graphs: on one GPU, few shapes come, and gradients are dropped at once."""
+        # Who recomputes activations is short of memory.
+        wanted = self.hparams["cuda_graphs"] and not self.hparams["gradient_checkpointing"]
+        drops = self.trainer.accumulate_grad_batches == 1
+        return wanted and self._runs_on_one("cuda") and self.differs_in_width_alone and drops
 
     def _runs_on_one(self, kind: str) -> bool:
         """Whether the run is of one process on one device of this kind."""

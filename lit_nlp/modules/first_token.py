@@ -67,11 +67,16 @@ def first_token_only(model: PreTrainedModel) -> Iterator[None]:
     if attention is not None:
         attention.forward = partial(_attend, attention, parts.projections, attention.forward)
     try:
-        with behind.register_forward_pre_hook(lambda _, given: tuple(tokens[:, :1] for tokens in given)):
+        with behind.register_forward_pre_hook(take_first):
             yield
     finally:
         if attention is not None:
             vars(attention).pop("forward", None)
+
+
+def take_first(_: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Give a module the first token of what it would be given: the hook of `first_token_only`."""
+    return tuple(tokens[:, :1] for tokens in given)
 
 
 def _last_layer(model: PreTrainedModel, stack: str) -> nn.Module | None:

@@ -243,12 +243,12 @@ def test_graphs_are_recorded_where_one_gpu_sees_few_shapes_and_drops_its_gradien
     on_gpu: dict[str, Any] = {"strategy": SingleDeviceStrategy("cuda:0"), "accumulate_grad_batches": 1}
     used = module()
     used.trainer = SimpleNamespace(**on_gpu | changed)
-    assert used._records_graphs() == records
+    assert used._records_passes() == records
     used.doc_stride = 8
-    assert not used._records_graphs()
+    assert not used._records_passes()
     used.doc_stride = None
     used.trainer.strategy = SingleDeviceStrategy("cpu")
-    assert not used._records_graphs()
+    assert not used._records_passes()
 
 
 # Numbers that are not finite

@@ -1,0 +1,447 @@
+"""Recorded passes, replayed by a double that runs the model anew where there is no GPU."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jaxtyping
+import lightning
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+
+from lit_nlp import (
+    LanguageModelingDataModule,
+    LanguageModelingModule,
+    SentimentDataModule,
+    SentimentModule,
+)
+from lit_nlp.errors import ConfigError
+from lit_nlp.modules import first_token, recording
+from lit_nlp.modules.first_token import first_token_only
+from lit_nlp.modules.recording import record_passes, stop_recording
+from lit_nlp.modules.rng import rng_state
+from tests.contract import plain_trainer, write_rows
+
+ROWS = [
+    {"text": " ".join(f"{word} film that is {word}" for _ in range(1 + number % 4)), "label": label}
+    for number in range(40)
+    for word, label in (("bad", "negative"), ("good", "positive"))
+]
+SIZES = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_labels": 3}
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+
+
+class Replays:
+    """A graph that does again what it recorded, and counts how often."""
+
+    count = 0
+
+    def __init__(self, does: Callable[[], None]) -> None:
+        self.does = does
+
+    def replay(self) -> None:
+        Replays.count += 1
+        self.does()
+
+
+def record(
+    run: Callable[..., Any],
+    inputs: Mapping[str, Any],
+    learning: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    pool: Any,
+) -> recording._Passes:
+    """Record as `recording._record` does, where graphs run the model."""
+    read = {name: each.clone() for name, each in inputs.items() if isinstance(each, Tensor)}
+    alive: list[Tensor] = []
+
+    def forward() -> None:
+        with torch.enable_grad():
+            alive[:], _ = tree_flatten(run(**{**inputs, **read}))
+        for kept, new in zip(outputs, alive, strict=True):
+            kept.copy_(new.detach())
+
+    def backward() -> None:
+        sloping = [alive[i] for i in slopes]
+        found = torch.autograd.grad(sloping, learning, [*slopes.values()], allow_unused=True)
+        for gradient, new in zip(gradients, found, strict=True):
+            if new is not None:
+                gradient.copy_(new)
+
+    state = torch.get_rng_state()
+    made, structure = tree_flatten(run(**{**inputs, **read}))
+    torch.set_rng_state(state)
+    outputs = [each.detach().clone() for each in made]
+    slopes = {i: torch.zeros_like(each) for i, each in enumerate(made) if each.requires_grad}
+    graphs: list[Any] = [Replays(forward), Replays(backward)]
+    return recording._Passes(*graphs, read, outputs, structure, slopes, list(zip(learning, gradients, strict=True)))
+
+
+@pytest.fixture
+def doubled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Replays, "count", 0)
+    monkeypatch.setattr(recording, "_record", record)
+    monkeypatch.setattr(recording, "_refusal", lambda *_: None)  # it would refuse dropout that a CPU draws
+    monkeypatch.setattr(recording, "_has_room", lambda: True)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    monkeypatch.setattr(recording, "_is_recordable", lambda each: not isinstance(each, list))
+
+
+def classifier() -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("bert", **SIZES, intermediate_size=24)
+    return AutoModelForSequenceClassification.from_config(config).train()
+
+
+def step(model: PreTrainedModel, width: int, seed: int = 0, **more: Any) -> list[Tensor]:
+    """Return the logits and gradients of a batch."""
+    torch.manual_seed(seed)
+    logits = model(input_ids=torch.randint(50, (3, width)), **more).logits
+    logits.square().sum().backward()
+    found = [logits.detach(), *(each.grad.clone() for each in model.parameters() if each.grad is not None)]
+    model.zero_grad()
+    return found
+
+
+def replayed(model: PreTrainedModel, *widths: int, times: int = 2) -> int:
+    """Run widths until they would be recorded; returns how many graphs ran."""
+    before = Replays.count
+    for _ in range(times):
+        for width in widths:
+            step(model, width)
+    return Replays.count - before
+
+
+def test_replayed_steps_are_those_of_the_model_dropout_included(doubled: None) -> None:
+    plain, recorded = classifier(), classifier()
+    record_passes(recorded)
+    for number, width in enumerate([8, 5, 8, 5, 8, 5, 5, 8]):
+        for one, other in zip(step(plain, width, number), step(recorded, width, number), strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=0)
+    assert Replays.count == 2 * 4
+
+
+def test_a_shape_is_recorded_when_it_comes_for_the_third_time(doubled: None) -> None:
+    model = classifier()
+    record_passes(model)
+    assert replayed(model, 8, 5) == 0
+    assert replayed(model, 8, 5, times=1) == 4
+    step(model, 4)
+    assert replayed(model, 8, times=1) == 2
+
+
+def test_a_batch_that_is_larger_than_all_before_drops_what_was_recorded(doubled: None) -> None:
+    model = classifier()
+    record_passes(model)
+    replayed(model, 8, times=3)
+    assert replayed(model, 9, 8, times=2) == 0
+    assert replayed(model, 9, 8, times=1) == 4
+
+
+def test_logits_may_be_kept(doubled: None) -> None:
+    model = classifier()
+    record_passes(model)
+    replayed(model, 8, times=3)
+    first, second = step(model, 8, 1)[0], step(model, 8, 2)[0]
+    assert not torch.equal(first, second)
+
+
+def test_two_passes_before_a_backward_pass_are_both_right(doubled: None) -> None:
+    def twice(model: PreTrainedModel) -> list[Tensor]:
+        ids = torch.arange(24).view(3, 8)
+        (model(input_ids=ids).logits - 2 * model(input_ids=ids.flip(0)).logits).square().sum().backward()
+        return [each.grad for each in model.parameters() if each.grad is not None]
+
+    plain, recorded = classifier(), classifier()
+    record_passes(recorded)
+    replayed(recorded, 8, times=3)
+    for model in (plain, recorded):
+        torch.manual_seed(3)
+        model.zero_grad()
+    torch.manual_seed(3)
+    expected = twice(plain)
+    torch.manual_seed(3)
+    for one, other in zip(expected, twice(recorded), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_pass_that_nobody_comes_back_for_stops_nothing(doubled: None) -> None:
+    model = classifier()
+    record_passes(model)
+    replayed(model, 8, times=3)
+    model(input_ids=torch.zeros(3, 8, dtype=torch.long))
+    assert replayed(model, 8, times=1) == 2
+
+
+def test_gradients_that_are_there_are_added_to(doubled: None) -> None:
+    plain, recorded = classifier(), classifier()
+    record_passes(recorded)
+    replayed(recorded, 8, times=3)
+    for model in (plain, recorded):
+        for seed in (4, 5):
+            torch.manual_seed(seed)
+            logits = model(input_ids=torch.randint(50, (3, 8))).logits
+            # The weights are reached on two ways, too.
+            (logits.square().sum() + sum(each.square().sum() for each in model.parameters())).backward()
+    for one, other in zip(plain.parameters(), recorded.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+
+
+@pytest.mark.parametrize("watch", ["_forward_hook", "_forward_pre_hook", "_full_backward_hook", "parameter"])
+def test_hooks_see_each_pass(watch: str, doubled: None) -> None:
+    model, seen = classifier(), list[int]()
+    record_passes(model)
+    replayed(model, 8, times=3)
+    layer: Any = model.get_submodule("bert.encoder.layer.0.attention")
+    if watch == "parameter":
+        handle = next(layer.parameters()).register_hook(lambda _: seen.append(1))
+    else:
+        handle = getattr(layer, f"register{watch}")(lambda *_: seen.append(1))
+    assert replayed(model, 8, times=2) == 0
+    assert len(seen) == 2
+    handle.remove()
+    assert replayed(model, 8, times=1) == 2
+
+
+def test_the_last_layers_other_tokens_are_left_out_in_recordings_too(doubled: None) -> None:
+    model = classifier()
+    record_passes(model)
+    with first_token_only(model):
+        assert replayed(model, 8, times=3) == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda model: model.eval(), id="eval"),
+        pytest.param(lambda model: model.bert.encoder.eval(), id="a part in eval"),
+        pytest.param(lambda model: model.bert.embeddings.requires_grad_(False), id="frozen"),
+        pytest.param(lambda model: _moved(model), id="other weights"),
+    ],
+)
+def test_what_the_model_became_is_what_runs(change: Callable[[Any], Any], doubled: None) -> None:
+    plain, recorded = classifier(), classifier()
+    record_passes(recorded)
+    replayed(recorded, 8, times=3)
+    change(plain), change(recorded)
+    for number in range(4):
+        for one, other in zip(step(plain, 8, number), step(recorded, 8, number), strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def _moved(model: nn.Module) -> None:
+    for each in model.parameters():
+        each.data = each.data * 0.5
+
+
+def test_nothing_is_replayed_without_gradients_or_for_what_no_recording_stands_for(doubled: None) -> None:
+    model = classifier()
+    record_passes(model)
+    replayed(model, 8, times=3)
+    ids, before = torch.zeros(3, 8, dtype=torch.long), Replays.count
+    with torch.no_grad():
+        model(input_ids=ids)
+    model(ids)
+    model(input_ids=ids, others=[1])
+    assert Replays.count == before
+
+
+def test_other_arguments_are_other_passes(doubled: None) -> None:
+    model = classifier()
+    record_passes(model)
+    replayed(model, 8, times=3)
+    before = Replays.count
+    step(model, 8, output_hidden_states=True)
+    step(model, 8, attention_mask=torch.ones(3, 8))
+    assert Replays.count == before
+
+
+def test_a_model_that_no_recording_stands_for_trains_as_it_is(
+    doubled: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tried: list[Any] = []
+    monkeypatch.setattr(recording, "_refusal", lambda *_: tried.append(1) or "the model waits")
+    plain, recorded = classifier(), classifier()
+    record_passes(recorded)
+    with caplog.at_level("INFO"):
+        for number in range(5):
+            for one, other in zip(step(plain, 8, number), step(recorded, 8, number), strict=True):
+                torch.testing.assert_close(one, other, rtol=0, atol=0)
+    assert len(tried) == 1
+    assert caplog.messages == ["Training steps run without CUDA graphs: the model waits"]
+
+
+def test_a_recording_that_fails_tells_how_to_go_without(doubled: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("operation not permitted\nwhen stream is capturing")
+
+    monkeypatch.setattr(recording, "_record", fail)
+    model = classifier()
+    record_passes(model)
+    with pytest.raises(ConfigError, match=r"^model.cuda_graphs: .*recorded: operation not permitted; set it to false"):
+        replayed(model, 8, times=3)
+
+
+@pytest.mark.parametrize(
+    ("run", "refusal"),
+    [
+        (lambda weight: weight * 2, None),
+        (lambda weight: torch.nn.functional.dropout(weight, 0.5), "draws random numbers on the processor"),
+        (lambda weight: weight * np.random.rand(), "draws random numbers on the processor"),
+        (lambda weight: [weight, "more"], "returns more than tensors"),
+        (lambda weight: _synchronizing(weight), "called a synchronizing CUDA operation"),
+        (lambda weight: weight * (2 if torch.cuda.is_current_stream_capturing() else "no"), None),
+    ],
+)
+def test_a_trial_tells_why_no_recording_stands_for_a_model_and_leaves_nothing_behind(
+    run: Callable[[Tensor], Any], refusal: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes: list[Any] = ["default"]
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: modes[-1])
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    before, asked = rng_state(), torch.cuda.is_current_stream_capturing
+    weight = torch.ones(3, requires_grad=True)
+    found = recording._refusal(lambda weight: run(weight), {"weight": weight}, [weight])
+    assert found is None if refusal is None else refusal in str(found)
+    assert modes == ["default", "error", "default"]
+    assert all(recording._same(before[name], rng_state()[name]) for name in ("numpy", "torch"))
+    assert torch.cuda.is_current_stream_capturing is asked
+    assert weight.grad is None
+
+
+def _synchronizing(weight: Tensor) -> Tensor:
+    raise RuntimeError("called a synchronizing CUDA operation\nand more")
+
+
+def test_without_room_nothing_is_recorded(doubled: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recording, "_has_room", lambda: False)
+    model = classifier()
+    record_passes(model)
+    assert replayed(model, 8, times=4) == 0
+
+
+def test_recording_ends_with_the_model_as_it_was(doubled: None) -> None:
+    model = classifier()
+    for compiled in (None, model._call_impl):
+        model._compiled_call_impl = compiled
+        record_passes(model)
+        stop_recording(model)
+        assert model._compiled_call_impl == compiled
+        stop_recording(model)
+        assert model._compiled_call_impl == compiled
+
+
+def test_a_fit_replays_its_steps_and_gives_the_model_back(
+    bert: str, tmp_path: Path, doubled: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What a CPU does otherwise: it draws less dropout where the first token alone attends, and updates rows.
+    monkeypatch.setattr(first_token, "_attention", lambda *_: None)
+    monkeypatch.setattr(SentimentModule, "_updates_rows", lambda _: False)
+    source, found = write_rows(tmp_path / "train.jsonl", ROWS), []
+    for records in (False, True):
+        monkeypatch.setattr(SentimentModule, "_records_passes", lambda _, records=records: records)
+        torch.manual_seed(0)
+        module = SentimentModule(bert, learning_rate=1e-3)
+        trainer = plain_trainer(max_epochs=4, gradient_clip_val=1.0)
+        trainer.fit(module, SentimentDataModule(bert, train=source, batch_size=4))
+        assert module.model._compiled_call_impl is None
+        found.append({name: each.clone() for name, each in module.state_dict().items()})
+    assert Replays.count > 2
+    for name, each in found[0].items():
+        torch.testing.assert_close(found[1][name], each, rtol=0, atol=0, msg=name)
+
+
+# On a GPU
+
+
+def _weights(module: SentimentModule, data: Any, **options: Any) -> tuple[dict[str, Tensor], int]:
+    """Fit on a GPU; returns the weights, and how many shapes were recorded."""
+    recorders: list[recording._Recorder] = []
+
+    class Recorded(lightning.Callback):
+        def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+            call = pl_module.model._compiled_call_impl
+            recorders.extend([call] if isinstance(call, recording._Recorder) else [])
+
+    lightning.seed_everything(0, verbose=False)
+    trainer = lightning.Trainer(
+        accelerator="gpu",
+        max_epochs=4,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        callbacks=[Recorded()],
+        **{"precision": "bf16-mixed", "gradient_clip_val": 1.0} | options,
+    )
+    trainer.fit(module, data)
+    count = sum(len(each._passes) for each in recorders)
+    return {name: each.detach().cpu() for name, each in module.state_dict().items()}, count
+
+
+@needs_gpu
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed", "bf16-true", "32-true"])
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_gpu_learns_the_same_from_replays(
+    compile: bool, precision: str, bert: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", compile)  # whose checks can't be compiled
+    source = write_rows(tmp_path / "train.jsonl", ROWS)
+    found = []
+    for records in (False, True):
+        monkeypatch.setattr(SentimentModule, "_records_passes", lambda _, records=records: records)
+        data = SentimentDataModule(bert, train=source, batch_size=4)
+        torch.manual_seed(0)
+        module = SentimentModule(bert, compile=compile, learning_rate=1e-3)
+        found.append(_weights(module, data, precision=precision))
+    (plain, none), (recorded, shapes) = found
+    assert none == 0
+    assert shapes > 1
+    for name, each in plain.items():
+        torch.testing.assert_close(recorded[name], each, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@needs_gpu
+def test_a_gpu_learns_the_same_of_packed_blocks(llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "train.txt"
+    source.write_text("".join(f"{row['text']}\n" for row in ROWS * 4))
+    found = []
+    for records in (False, True):
+        monkeypatch.setattr(LanguageModelingModule, "_records_passes", lambda _, records=records: records)
+        data = LanguageModelingDataModule(llama, objective="causal", train=str(source), batch_size=4, max_length=32)
+        torch.manual_seed(0)
+        found.append(_weights(LanguageModelingModule(llama, objective="causal", learning_rate=1e-3), data))
+    (plain, _), (recorded, shapes) = found
+    assert shapes
+    for name, each in plain.items():
+        torch.testing.assert_close(recorded[name], each, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@needs_gpu
+def test_a_gpu_trains_a_model_that_waits_for_a_result_as_it_is(
+    bert: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Waiting(SentimentModule):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            embed = self.model.bert.embeddings.forward
+
+            def wait(*args: Any, **inputs: Any) -> Any:
+                found = embed(*args, **inputs)
+                assert found.sum().item() == found.sum().item()
+                return found
+
+            self.model.bert.embeddings.forward = wait
+
+    data = SentimentDataModule(bert, train=write_rows(tmp_path / "train.jsonl", ROWS), batch_size=4)
+    with caplog.at_level("INFO"):
+        weights, shapes = _weights(Waiting(bert), data)
+    assert "without CUDA graphs: in the model, called a synchronizing CUDA operation" in caplog.text
+    assert shapes == 0
+    assert all(each.isfinite().all() for each in weights.values())
+    # The GPU works on, and draws random numbers.
+    _, shapes = _weights(SentimentModule(bert), data)
+    assert shapes
