@@ -90,8 +90,7 @@ class _Recorder:
         self._recorded_state = state
         self._passes: dict[Any, _Passes] = {}
         self._runs: Counter[Any] = Counter()
-        self._gradients: list[Tensor] = []
-        self._pool: Any = None
+        self._shared: _Shared | None = None
 
     def _make_room(self, inputs: Mapping[str, Any]) -> None:
         """Drop what was recorded before a batch that is larger than all before: nobody knows what it takes."""
@@ -136,21 +135,41 @@ class _Recorder:
         Raises:
             ConfigError: Recording failed although a trial hadn't.
         """
-        learning = [each for each in self._parameters if each.requires_grad]
+        learning: list[Tensor] = [each for each in self._parameters if each.requires_grad]
         if refusal := _refusal(self._run, inputs, learning):
             self._records = False
             self._forget(None)
             rank_zero_info(f"Training steps run without CUDA graphs: {refusal}")
             return None
-        if not self._gradients:
-            self._pool = torch.cuda.graph_pool_handle()
-            self._gradients = [torch.empty_like(each) for each in learning]
+        if self._shared is None:
+            self._shared = _share(learning)
         try:
-            return _record(self._run, inputs, learning, self._gradients, self._pool)
+            return _record(self._run, inputs, self._shared)
         except RuntimeError as error:
             # What this left of random numbers and of memory nobody can mend.
             problem = f"the model's passes can't be recorded: {str(error).partition(chr(10))[0]}"
             raise ConfigError(problem, where="model.cuda_graphs", mend="set it to false") from error
+
+
+class _Shared(NamedTuple):
+    """What recordings of all shapes have in common.
+
+    Attributes:
+        learning: The parameters that get gradients.
+        gradients: Where a backward pass writes them.
+        pool: Where graphs have their memory.
+        stream: On which they are recorded.
+    """
+
+    learning: list[Tensor]
+    gradients: list[Tensor]
+    pool: Any
+    stream: torch.cuda.Stream
+
+
+def _share(learning: list[Tensor]) -> _Shared:
+    gradients = [torch.empty_like(each) for each in learning]
+    return _Shared(learning, gradients, torch.cuda.graph_pool_handle(), torch.cuda.Stream())
 
 
 class _Pending:
@@ -262,24 +281,18 @@ def _same(one: Any, other: Any) -> bool:
     return all(map(_same, one, other)) if isinstance(one, list) else bool(one == other)
 
 
-def _record(
-    run: Callable[..., Any],
-    inputs: Mapping[str, Any],
-    learning: Sequence[Tensor],
-    gradients: Sequence[Tensor],
-    pool: Any,
-) -> _Passes:
-    """Record a model's forward pass, and the backward pass to `learning`, whose gradients it writes to `gradients`."""
+def _record(run: Callable[..., Any], inputs: Mapping[str, Any], shared: _Shared) -> _Passes:
+    """Record a model's forward pass, and the backward pass that writes the gradients."""
     read = {name: each.clone() for name, each in inputs.items() if isinstance(each, Tensor)}
     forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-    with _capturing(forward, pool):
+    with _capturing(forward, shared):
         outputs, structure = tree_flatten(run(**{**inputs, **read}))
     sloping = {i: each for i, each in enumerate(outputs) if each.requires_grad}
     slopes = {i: torch.zeros_like(each) for i, each in sloping.items()}
-    with _capturing(backward, pool):
-        found = torch.autograd.grad([*sloping.values()], learning, [*slopes.values()], allow_unused=True)
-        written = [(*pair, new) for *pair, new in zip(learning, gradients, found, strict=True) if new is not None]
-        torch._foreach_copy_([gradient for _, gradient, _ in written], [new for _, _, new in written])
+    with _capturing(backward, shared):
+        found = torch.autograd.grad([*sloping.values()], shared.learning, [*slopes.values()], allow_unused=True)
+        reached = [i for i, each in enumerate(found) if each is not None]
+        torch._foreach_copy_([shared.gradients[i] for i in reached], [found[i] for i in reached])
     return _Passes(
         forward,
         backward,
@@ -287,12 +300,12 @@ def _record(
         [each.detach() for each in outputs],
         structure,
         slopes,
-        [(parameter, gradient) for parameter, gradient, _ in written],
+        [(shared.learning[i], shared.gradients[i]) for i in reached],
     )
 
 
 @contextmanager
-def _capturing(graph: torch.cuda.CUDAGraph, pool: Any) -> Iterator[None]:
+def _capturing(graph: torch.cuda.CUDAGraph, shared: _Shared) -> Iterator[None]:
     """Record what is started meanwhile."""
     # Autocast would keep weights that it cast outside, and they would stay as they are.
     autocast = torch.autocast(
@@ -301,13 +314,9 @@ def _capturing(graph: torch.cuda.CUDAGraph, pool: Any) -> Iterator[None]:
         enabled=torch.is_autocast_enabled("cuda"),
         cache_enabled=False,
     )
-    # The outer stream is one to come back to: where recording fails, `graph` leaves its own behind. Other threads go
-    # on meanwhile, as that which pins the next batch.
-    with (
-        torch.cuda.stream(torch.cuda.current_stream()),
-        torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"),
-        autocast,
-    ):
+    # Other threads go on meanwhile, as that which pins the next batch.
+    recording = torch.cuda.graph(graph, pool=shared.pool, stream=shared.stream, capture_error_mode="thread_local")
+    with recording, autocast:
         yield
 
 

@@ -1,6 +1,6 @@
 """Recorded passes, replayed by a double that runs the model anew where there is no GPU."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +48,7 @@ class Replays:
         self.does()
 
 
-def record(
-    run: Callable[..., Any],
-    inputs: Mapping[str, Any],
-    learning: Sequence[Tensor],
-    gradients: Sequence[Tensor],
-    pool: Any,
-) -> recording._Passes:
+def record(run: Callable[..., Any], inputs: Mapping[str, Any], shared: recording._Shared) -> recording._Passes:
     """Record as `recording._record` does, where graphs run the model."""
     read = {name: each.clone() for name, each in inputs.items() if isinstance(each, Tensor)}
     alive: list[Tensor] = []
@@ -67,8 +61,8 @@ def record(
 
     def backward() -> None:
         sloping = [alive[i] for i in slopes]
-        found = torch.autograd.grad(sloping, learning, [*slopes.values()], allow_unused=True)
-        for gradient, new in zip(gradients, found, strict=True):
+        found = torch.autograd.grad(sloping, shared.learning, [*slopes.values()], allow_unused=True)
+        for gradient, new in zip(shared.gradients, found, strict=True):
             if new is not None:
                 gradient.copy_(new)
 
@@ -78,7 +72,13 @@ def record(
     outputs = [each.detach().clone() for each in made]
     slopes = {i: torch.zeros_like(each) for i, each in enumerate(made) if each.requires_grad}
     graphs: list[Any] = [Replays(forward), Replays(backward)]
-    return recording._Passes(*graphs, read, outputs, structure, slopes, list(zip(learning, gradients, strict=True)))
+    gradients = list(zip(shared.learning, shared.gradients, strict=True))
+    return recording._Passes(*graphs, read, outputs, structure, slopes, gradients)
+
+
+def share(learning: list[Tensor]) -> recording._Shared:
+    nowhere: Any = None
+    return recording._Shared(learning, [torch.empty_like(each) for each in learning], nowhere, nowhere)
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def doubled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recording, "_record", record)
     monkeypatch.setattr(recording, "_refusal", lambda *_: None)  # it would refuse dropout that a CPU draws
     monkeypatch.setattr(recording, "_has_room", lambda: True)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    monkeypatch.setattr(recording, "_share", share)
     monkeypatch.setattr(recording, "_is_recordable", lambda each: not isinstance(each, list))
 
 
