@@ -62,7 +62,8 @@ class TransformerModule(LightningModule):
         compile: Compile the model for training steps.
         cuda_graphs: On one GPU, record the passes of training steps as CUDA graphs, for each shape of a batch that
             comes again, and replay them: short steps run several times as fast, and take the memory of another step,
-            where that is free.
+            where that is free. Gradients are then found at `grad` of the parameters alone, until the next step; where
+            hooks look on, passes run as they are.
         attn_implementation: `sdpa`, `eager`, `flash_attention_2`, …; None: transformers' choice, but that under a
             Trainer attention of most encoders skips padding on a GPU in half precision, and on a CPU takes the
             formula where that is quicker.
@@ -264,6 +265,8 @@ class TransformerModule(LightningModule):
         quicker, and masks of dropout are drawn from fewer random numbers. Attention is changed only where nobody chose
         how to attend. `teardown` gives all back; a run that breaks off leaves it to the next one.
         """
+        self._compiled_call = None
+        stop_recording(self.model)
         device, free = self.trainer.strategy.root_device, self.hparams["attn_implementation"] is None
         if free and can_skip_padding(self.model) and has_flash_attention(device):
             skip_padding(self.model)
@@ -571,11 +574,10 @@ class TransformerModule(LightningModule):
         return {name: tensor for name, tensor in batch.items() if name in taken and name != "labels"}
 
     def _records_passes(self) -> bool:
-        """Whether steps run as CUDA graphs: on one GPU, few shapes come, and gradients are dropped at once."""
+        """Whether steps run as CUDA graphs: on one GPU, if few shapes come."""
         # Who recomputes activations is short of memory.
-        wanted = self.hparams["cuda_graphs"] and not self.hparams["gradient_checkpointing"]
-        drops = self.trainer.accumulate_grad_batches == 1
-        return wanted and self._runs_on_one("cuda") and self.differs_in_width_alone and drops
+        wanted = self.hparams["cuda_graphs"] and not self.model.is_activation_checkpointing
+        return wanted and self._runs_on_one("cuda") and self.differs_in_width_alone
 
     def _runs_on_one(self, kind: str) -> bool:
         """Whether the run is of one process on one device of this kind."""

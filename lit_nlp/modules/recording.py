@@ -10,12 +10,13 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from transformers import PreTrainedModel
 
@@ -27,21 +28,24 @@ from lit_nlp.modules.rng import rng_state, set_rng_state
 _RUNS_BEFORE = 2
 # Graphs take memory of their own, some MiB each.
 _MOST_SHAPES = 64
+# transformers leaves hooks on a model that was once asked for hidden states; they are idle but in such a call, whose
+# outputs hold what they saw.
+_IDLE = "transformers.utils.output_capturing"
 
 
 def record_passes(model: PreTrainedModel) -> None:
     """Let a model, compiled or not, record its passes in training on a GPU and replay them, until `stop_recording`.
 
-    Outputs and gradients are those of the model: also random numbers are drawn as the model draws them. A gradient is
-    the next backward pass's to overwrite, as the optimizer is expected to have dropped it by then. The model runs as it
-    is wherever something might go unseen or be kept for later: in eval mode, without gradients, where hooks look on,
-    where gradients are there already, or between a forward pass and its backward pass. So does a model whose passes no
-    recording can stand for: where the processor waits for a result, or draws random numbers.
+    Logits and gradients are the model's, and random numbers are drawn as it draws them; but `backward` fills `grad` of
+    the parameters alone, once and not differentiably, and the next one writes into the same memory. The model runs as
+    it is in eval mode, without gradients, where hooks look on, between a forward pass and its backward pass, and where
+    no recording can stand for it: where the processor waits for a result, or draws random numbers. Recordings are made
+    anew where modules, parameters, buffers or their places change, what learns, modes, or the rate of a dropout; no
+    other attribute is looked at.
 
     Recordings hold about the memory of one step. They are made as long as there is room for another beside them, and
     dropped before a batch that is larger than all before.
     """
-    stop_recording(model)  # which a run that broke off left undone
     model._compiled_call_impl = _Recorder(model)
 
 
@@ -58,97 +62,115 @@ class _Recorder:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model, self.compiled = model, model._compiled_call_impl
         self._run: Callable[..., Any] = self.compiled or model._call_impl
-        self._parts = [*model.modules()]
-        self._parameters = [*model.parameters()]
-        self._records = True
-        self._largest = 0
-        self._pending: weakref.ref[_Pending] | None = None
+        # Why the model runs as it is; told once.
+        self._refusal: str | None = None
+        # Of the batches so far: the most numbers, and bytes that were held for the backward pass.
+        self._largest, self._held = 0, 0
+        self._step: weakref.ref[_Step] | None = None
+        self._stream: torch.cuda.Stream | None = None
         self._forget(None)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy of a module, even of one that keeps this aside, doesn't record.
+        return type(None), ()
+
     def __call__(self, *args: Any, **inputs: Any) -> Any:
-        if args or not self._records or not self._may_replay(inputs):
+        if args or self._refusal or not self._may_replay(inputs):
             return self._run(*args, **inputs)
-        if (state := self._state()) != self._recorded_state:
+        if (state := self._state()) != self._recorded_of:
             self._forget(state)
+        if self._is_watched():
+            return self._run(**inputs)
         shape = tuple((name, *_shape(each)) for name, each in inputs.items())
-        passes = self._passes.get(shape)
-        if passes is None:
-            self._make_room(inputs)
-            if self._runs[shape] < _RUNS_BEFORE or len(self._passes) >= _MOST_SHAPES or not _has_room():
-                self._runs[shape] += 1
-                return self._run(**inputs)
-            passes = self._record(inputs)
-            if passes is None:
-                return self._run(**inputs)
-            self._passes[shape] = passes
-        pending = _Pending(passes)
-        self._pending = weakref.ref(pending)
-        return passes.replay(inputs, pending)
+        if shape not in self._passes and not self._record(shape, inputs):
+            return self._run_and_weigh(inputs)
+        step = _Step(self._passes[shape])
+        self._step = weakref.ref(step)
+        return step.run(inputs)
 
     def _forget(self, state: Any) -> None:
         """Begin anew with what holds now."""
-        self._recorded_state = state
+        self._recorded_of = state
+        self._parts = [*self.model.modules()]
+        self._parameters = [*self.model.parameters()]
         self._passes: dict[Any, _Passes] = {}
         self._runs: Counter[Any] = Counter()
         self._shared: _Shared | None = None
 
-    def _make_room(self, inputs: Mapping[str, Any]) -> None:
-        """Drop what was recorded before a batch that is larger than all before: nobody knows what it takes."""
-        size = max((each.numel() for each in inputs.values() if isinstance(each, Tensor)), default=0)
-        if size > self._largest:
-            self._forget(self._recorded_state)
-            self._largest = size
-
     def _may_replay(self, inputs: Mapping[str, Any]) -> bool:
-        pending = self._pending() if self._pending else None
+        step = self._step() if self._step else None
         return (
             self.model.training
             and torch.is_grad_enabled()
             and not torch.is_anomaly_enabled()
-            and (pending is None or pending.done)
-            and all(_is_recordable(each) for each in inputs.values())
-            and all(each.grad is None for each in self._parameters)
-            and not self._is_watched()
+            and (step is None or step.done)
+            and all(map(_is_recordable, inputs.values()))
+        )
+
+    def _state(self) -> Any:
+        """What a recording is made for, besides the shapes of a batch."""
+        held = [
+            each
+            for part in self._parts
+            for each in chain(part._modules.values(), part._parameters.values(), part._buffers.values())
+        ]
+        return (
+            [*map(id, held)],
+            [each.data_ptr() for each in held if isinstance(each, Tensor)],
+            [each.requires_grad for each in self._parameters],
+            [(part.training, getattr(part, "p", None)) for part in self._parts],
+            torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda"),
         )
 
     def _is_watched(self) -> bool:
         """Whether a hook would run in each pass: a recording leaves Python out."""
-        for part in self._parts:
-            if part._forward_hooks or part._backward_hooks or part._backward_pre_hooks:
-                return True
-            if any(hook is not take_first for hook in part._forward_pre_hooks.values()):
-                return True
-        return any(each._backward_hooks or each._post_accumulate_grad_hooks for each in self._parameters)
-
-    def _state(self) -> Any:
-        """What a recording is made for, besides the shapes of a batch."""
-        return (
-            [each.data_ptr() for each in self._parameters],
-            [each.requires_grad for each in self._parameters],
-            [part.training for part in self._parts],
-            torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda"),
+        return bool(
+            _has_any_global_hook()
+            or any(each._backward_hooks or each._post_accumulate_grad_hooks for each in self._parameters)
+            or any(map(_has_hooks, self._parts))
         )
 
-    def _record(self, inputs: Mapping[str, Any]) -> "_Passes | None":
-        """Record both passes of a batch of this shape; None, and so it stays, where a recording can't stand for them.
+    def _record(self, shape: Any, inputs: Mapping[str, Any]) -> bool:
+        """Record both passes of a shape if it is time, and they can be; returns whether they are recorded.
 
         Raises:
             ConfigError: Recording failed although a trial hadn't.
         """
+        size = max((each.numel() for each in inputs.values() if isinstance(each, Tensor)), default=0)
+        if size > self._largest:
+            # Nobody knows how much memory it takes.
+            self._forget(self._recorded_of)
+            self._largest = size
+        self._runs[shape] += 1
         learning: list[Tensor] = [each for each in self._parameters if each.requires_grad]
-        if refusal := _refusal(self._run, inputs, learning):
-            self._records = False
+        if self._runs[shape] <= _RUNS_BEFORE or len(self._passes) == _MOST_SHAPES or not self._has_room(learning):
+            return False
+        self._refusal = _refusal(self._run, inputs, learning)
+        if self._refusal:
             self._forget(None)
-            rank_zero_info(f"Training steps run without CUDA graphs: {refusal}")
-            return None
+            rank_zero_info(f"Training steps run without CUDA graphs: {self._refusal}")
+            return False
         if self._shared is None:
-            self._shared = _share(learning)
+            self._stream = self._stream or _new_stream()
+            self._shared = _share(learning, self._stream)
         try:
-            return _record(self._run, inputs, self._shared)
+            self._passes[shape] = _record(self._run, inputs, self._shared)
         except RuntimeError as error:
             # What this left of random numbers and of memory nobody can mend.
-            problem = f"the model's passes can't be recorded: {str(error).partition(chr(10))[0]}"
-            raise ConfigError(problem, where="model.cuda_graphs", mend="set it to false") from error
+            raise _cannot(f"the model's passes can't be recorded: {_first_line(error)}") from error
+        return True
+
+    def _run_and_weigh(self, inputs: Mapping[str, Any]) -> Any:
+        before = torch.cuda.memory_allocated()
+        outputs = self._run(**inputs)
+        self._held = max(self._held, torch.cuda.memory_allocated() - before)
+        return outputs
+
+    def _has_room(self, learning: Sequence[Tensor]) -> bool:
+        """Whether a step fits twice into memory, once for the recordings: what is free, or torch's and idle."""
+        idle = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        step = self._held + sum(each.nbytes for each in learning)
+        return torch.cuda.mem_get_info()[0] + idle >= 2 * step
 
 
 class _Shared(NamedTuple):
@@ -167,16 +189,13 @@ class _Shared(NamedTuple):
     stream: torch.cuda.Stream
 
 
-def _share(learning: list[Tensor]) -> _Shared:
-    gradients = [torch.empty_like(each) for each in learning]
-    return _Shared(learning, gradients, torch.cuda.graph_pool_handle(), torch.cuda.Stream())
+def _share(learning: list[Tensor], stream: torch.cuda.Stream) -> _Shared:
+    return _Shared(learning, [torch.empty_like(each) for each in learning], torch.cuda.graph_pool_handle(), stream)
 
 
-class _Pending:
-    """A forward pass that was replayed, and whether its backward pass was; until then no other may be replayed."""
-
-    def __init__(self, passes: "_Passes") -> None:
-        self.passes, self.done = passes, False
+def _new_stream() -> torch.cuda.Stream:
+    # torch's own would be of the device that first recorded.
+    return torch.cuda.Stream()
 
 
 class _Passes(NamedTuple):
@@ -186,7 +205,7 @@ class _Passes(NamedTuple):
         inputs: What the forward pass reads.
         outputs: The tensors that it returns.
         structure: How these make what the model returns.
-        slopes: The gradient of each output that has one, which the backward pass reads.
+        grad_outputs: The gradient of each output that has one, which the backward pass reads.
         gradients: A parameter, and its gradient as the backward pass writes it.
     """
 
@@ -195,49 +214,57 @@ class _Passes(NamedTuple):
     inputs: dict[str, Tensor]
     outputs: list[Tensor]
     structure: Any
-    slopes: dict[int, Tensor]
+    grad_outputs: dict[int, Tensor]
     gradients: list[tuple[Tensor, Tensor]]
 
-    def replay(self, inputs: Mapping[str, Any], pending: _Pending) -> Any:
-        """Run the forward pass, and return what the model would."""
-        for name, each in self.inputs.items():
+
+class _Step:
+    """A replayed forward pass, and whether its backward pass was; until then no other is replayed."""
+
+    def __init__(self, passes: _Passes) -> None:
+        self.passes, self.done = passes, False
+
+    def run(self, inputs: Mapping[str, Any]) -> Any:
+        """Replay the forward pass, and return what the model would."""
+        for name, each in self.passes.inputs.items():
             each.copy_(inputs[name])
+        # Without something to differentiate by, autograd wouldn't come back.
         anchor = torch.empty((), requires_grad=True)
-        return tree_unflatten(list(_Replay.apply(anchor, pending)), self.structure)
+        return tree_unflatten(list(_Replay.apply(anchor, self)), self.passes.structure)
 
 
 class _Replay(torch.autograd.Function):
     """Replays a forward pass, and when autograd comes back its backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, anchor: Tensor, pending: _Pending) -> tuple[Tensor, ...]:
-        passes = pending.passes
-        passes.forward.replay()
+    def forward(ctx: Any, anchor: Tensor, step: _Step) -> tuple[Tensor, ...]:
+        step.passes.forward.replay()
         # Copied: the next replay overwrites them, and somebody may keep them.
-        outputs = [each.clone() for each in passes.outputs]
-        ctx.pending = pending
-        ctx.mark_non_differentiable(*(each for i, each in enumerate(outputs) if i not in passes.slopes))
+        outputs = [each.clone() for each in step.passes.outputs]
+        ctx.step = step
+        ctx.mark_non_differentiable(*(each for i, each in enumerate(outputs) if i not in step.passes.grad_outputs))
         return tuple(outputs)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[None, None]:
-        passes = ctx.pending.passes
-        for i, each in passes.slopes.items():
-            each.copy_(slopes[i])
-        # Of a loss that takes another way to the weights, too.
-        others = [(each, each.grad.clone()) for each, _ in passes.gradients if each.grad is not None]
-        passes.backward.replay()
-        for parameter, gradient in passes.gradients:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[None, None]:
+        step: _Step = ctx.step
+        if step.done or torch.is_grad_enabled():
+            raise _cannot("a recorded step has one backward pass, and none through that")
+        for i, each in step.passes.grad_outputs.items():
+            each.copy_(grad_outputs[i])
+        # Of earlier passes, or of a loss that takes another way to the weights, too.
+        before = [(gradient, each.grad.clone()) for each, gradient in step.passes.gradients if each.grad is not None]
+        step.passes.backward.replay()
+        for parameter, gradient in step.passes.gradients:
             parameter.grad = gradient
-        for parameter, other in others:
-            parameter.grad += other
-        ctx.pending.done = True
+        for gradient, other in before:
+            gradient += other
+        step.done = True
         return None, None
 
 
 def _refusal(run: Callable[..., Any], inputs: Mapping[str, Any], learning: Sequence[Tensor]) -> str | None:
-    """Return why no recording could stand for the passes of a model, by a trial that leaves nothing behind; None: fine.
+    """Return why no recording could stand for the passes of a model, by a trial of them; None where one could.
 
     A recording that fails can't be taken back: afterwards random numbers fail, too.
     """
@@ -249,10 +276,10 @@ def _refusal(run: Callable[..., Any], inputs: Mapping[str, Any], learning: Seque
             outputs, _ = tree_flatten(run(**inputs))
             if not all(isinstance(each, Tensor) for each in outputs):
                 return "the model returns more than tensors"
-            sloping = [each for each in outputs if each.requires_grad]
-            torch.autograd.grad(sloping, learning, [*map(torch.ones_like, sloping)], allow_unused=True)
+            reached = [each for each in outputs if each.requires_grad]
+            torch.autograd.grad(reached, learning, [*map(torch.ones_like, reached)], allow_unused=True)
     except RuntimeError as error:
-        return f"in the model, {str(error).partition(chr(10))[0]}"
+        return f"in the model, {_first_line(error)}"
     finally:
         torch.cuda.set_sync_debug_mode(mode)
         after = rng_state()
@@ -287,20 +314,20 @@ def _record(run: Callable[..., Any], inputs: Mapping[str, Any], shared: _Shared)
     forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
     with _capturing(forward, shared):
         outputs, structure = tree_flatten(run(**{**inputs, **read}))
-    sloping = {i: each for i, each in enumerate(outputs) if each.requires_grad}
-    slopes = {i: torch.zeros_like(each) for i, each in sloping.items()}
+    reached = {i: each for i, each in enumerate(outputs) if each.requires_grad}
+    grad_outputs = {i: torch.zeros_like(each) for i, each in reached.items()}
     with _capturing(backward, shared):
-        found = torch.autograd.grad([*sloping.values()], shared.learning, [*slopes.values()], allow_unused=True)
-        reached = [i for i, each in enumerate(found) if each is not None]
-        torch._foreach_copy_([shared.gradients[i] for i in reached], [found[i] for i in reached])
+        found = torch.autograd.grad([*reached.values()], shared.learning, [*grad_outputs.values()], allow_unused=True)
+        used = [i for i, each in enumerate(found) if each is not None]
+        torch._foreach_copy_([shared.gradients[i] for i in used], [found[i] for i in used])
     return _Passes(
         forward,
         backward,
         read,
         [each.detach() for each in outputs],
         structure,
-        slopes,
-        [(shared.learning[i], shared.gradients[i]) for i in reached],
+        grad_outputs,
+        [(shared.learning[i], shared.gradients[i]) for i in used],
     )
 
 
@@ -320,9 +347,21 @@ def _capturing(graph: torch.cuda.CUDAGraph, shared: _Shared) -> Iterator[None]:
         yield
 
 
-def _has_room() -> bool:
-    """Whether the GPU holds twice what was taken at most."""
-    return 2 * torch.cuda.max_memory_allocated() <= torch.cuda.get_device_properties().total_memory
+def _cannot(problem: str) -> ConfigError:
+    return ConfigError(problem, where="model.cuda_graphs", mend="set it to false")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
+def _has_hooks(part: nn.Module) -> bool:
+    """Whether a module has hooks that a recording would leave out."""
+    if part._backward_hooks or part._backward_pre_hooks:
+        return True
+    return any(hook.__module__ != _IDLE for hook in part._forward_hooks.values()) or any(
+        hook is not take_first for hook in part._forward_pre_hooks.values()
+    )
 
 
 def _is_recordable(given: Any) -> bool:

@@ -254,12 +254,13 @@ class _TheirSteps(transformers.Trainer):
 def _new(module: Callable[..., TransformerModule], **arguments: Any) -> TransformerModule:
     lightning.seed_everything(0, verbose=False)
     torch._dynamo.reset()
+    torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     return module(**arguments)
 
 
 def _most_memory() -> str:
-    return f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
+    return f"{torch.cuda.max_memory_reserved() / 2**30:.1f} GiB"
 
 
 def _set_up(data: TextDataModule) -> None:

@@ -2,7 +2,7 @@ import math
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor
 from lit_nlp import SentimentModule
 from lit_nlp.callbacks.checkpointing import LastCheckpoint
 from lit_nlp.errors import CheckpointError, ConfigError, NonFiniteError
+from lit_nlp.modules.recording import _Recorder
 from tests.contract import plain_trainer, weights
 from tests.modules.fitting import Batches, Data, Module, Watcher, loader, same
 
@@ -234,21 +235,44 @@ def test_the_model_is_compiled_for_training_and_validated_as_it_is(
 
 
 @pytest.mark.parametrize(
-    ("changed", "records"),
-    [({}, True), ({"accumulate_grad_batches": 2}, False)],
+    ("arguments", "records"),
+    [({}, True), ({"cuda_graphs": False}, False), ({"gradient_checkpointing": True}, False)],
 )
-def test_graphs_are_recorded_where_one_gpu_sees_few_shapes_and_drops_its_gradients(
-    changed: dict[str, Any], records: bool, module: Module
+def test_graphs_are_recorded_where_one_gpu_sees_few_shapes_and_has_memory(
+    arguments: dict[str, Any], records: bool, module: Module
 ) -> None:
-    on_gpu: dict[str, Any] = {"strategy": SingleDeviceStrategy("cuda:0"), "accumulate_grad_batches": 1}
-    used = module()
-    used.trainer = SimpleNamespace(**on_gpu | changed)
+    used = module(**arguments)
+    used.trainer = SimpleNamespace(strategy=SingleDeviceStrategy("cuda:0"))
     assert used._records_passes() == records
     used.doc_stride = 8
     assert not used._records_passes()
     used.doc_stride = None
     used.trainer.strategy = SingleDeviceStrategy("cpu")
     assert not used._records_passes()
+
+
+def test_passes_are_recorded_in_fits_alone_and_no_longer_than_they_run(
+    module: Module, batches: Batches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted, seen = module(), list[bool]()
+
+    class Looking(Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            seen.append(isinstance(fitted.model._compiled_call_impl, _Recorder))
+            if len(seen) == 2:
+                raise KeyError("breaks off")
+
+        def on_test_batch_end(self, *_: Any) -> None:
+            seen.append(isinstance(fitted.model._compiled_call_impl, _Recorder))
+
+    for records in (True, False):
+        monkeypatch.setattr(type(fitted), "_records_passes", lambda _, records=records: records)
+        with pytest.raises(KeyError) if records else nullcontext():
+            plain_trainer(callbacks=[Looking()]).fit(fitted, loader(batches))
+    plain_trainer(callbacks=[Looking()]).test(fitted, loader(batches), verbose=False)
+    assert set(seen[:2]) == {True}
+    assert set(seen[2:]) == {False}
+    assert len(seen) > 4
 
 
 # Numbers that are not finite

@@ -1,8 +1,11 @@
 """Recorded passes, replayed by a double that runs the model anew where there is no GPU."""
 
+import copy
 from collections.abc import Callable, Mapping
+from itertools import cycle
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import jaxtyping
 import lightning
@@ -47,38 +50,50 @@ class Replays:
         Replays.count += 1
         self.does()
 
+    def __deepcopy__(self, memo: Any) -> None:
+        raise TypeError("cannot pickle 'CUDAGraph' object")
+
 
 def record(run: Callable[..., Any], inputs: Mapping[str, Any], shared: recording._Shared) -> recording._Passes:
-    """Record as `recording._record` does, where graphs run the model."""
+    """Record as `recording._record` does, where graphs run the model, as long as it is the one that was recorded."""
     read = {name: each.clone() for name, each in inputs.items() if isinstance(each, Tensor)}
     alive: list[Tensor] = []
+    model = run.__self__  # type: ignore[attr-defined]
+
+    def looks() -> Any:
+        dropouts = [part.p for part in model.modules() if isinstance(part, nn.Dropout)]
+        places = [each.data_ptr() for each in (*model.parameters(), *model.buffers())]
+        return [part.training for part in model.modules()], dropouts, places
 
     def forward() -> None:
+        assert looks() == looked
         with torch.enable_grad():
             alive[:], _ = tree_flatten(run(**{**inputs, **read}))
         for kept, new in zip(outputs, alive, strict=True):
             kept.copy_(new.detach())
 
     def backward() -> None:
-        sloping = [alive[i] for i in slopes]
-        found = torch.autograd.grad(sloping, shared.learning, [*slopes.values()], allow_unused=True)
-        for gradient, new in zip(shared.gradients, found, strict=True):
-            if new is not None:
-                gradient.copy_(new)
+        reached = [alive[i] for i in grad_outputs]
+        found = torch.autograd.grad(reached, shared.learning, [*grad_outputs.values()], allow_unused=True)
+        for i in used:
+            shared.gradients[i].copy_(found[i])
 
-    state = torch.get_rng_state()
+    state, looked = torch.get_rng_state(), looks()
     made, structure = tree_flatten(run(**{**inputs, **read}))
     torch.set_rng_state(state)
     outputs = [each.detach().clone() for each in made]
-    slopes = {i: torch.zeros_like(each) for i, each in enumerate(made) if each.requires_grad}
+    grad_outputs = {i: torch.zeros_like(each) for i, each in enumerate(made) if each.requires_grad}
+    reached = [made[i] for i in grad_outputs]
+    found = torch.autograd.grad(reached, shared.learning, [*grad_outputs.values()], allow_unused=True)
+    used = [i for i, each in enumerate(found) if each is not None]
     graphs: list[Any] = [Replays(forward), Replays(backward)]
-    gradients = list(zip(shared.learning, shared.gradients, strict=True))
-    return recording._Passes(*graphs, read, outputs, structure, slopes, gradients)
+    gradients = [(shared.learning[i], shared.gradients[i]) for i in used]
+    return recording._Passes(*graphs, read, outputs, structure, grad_outputs, gradients)
 
 
-def share(learning: list[Tensor]) -> recording._Shared:
+def share(learning: list[Tensor], stream: Any) -> recording._Shared:
     nowhere: Any = None
-    return recording._Shared(learning, [torch.empty_like(each) for each in learning], nowhere, nowhere)
+    return recording._Shared(learning, [torch.empty_like(each) for each in learning], nowhere, stream)
 
 
 @pytest.fixture
@@ -86,9 +101,20 @@ def doubled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Replays, "count", 0)
     monkeypatch.setattr(recording, "_record", record)
     monkeypatch.setattr(recording, "_refusal", lambda *_: None)  # it would refuse dropout that a CPU draws
-    monkeypatch.setattr(recording, "_has_room", lambda: True)
     monkeypatch.setattr(recording, "_share", share)
-    monkeypatch.setattr(recording, "_is_recordable", lambda each: not isinstance(each, list))
+    monkeypatch.setattr(recording, "_new_stream", lambda: "stream")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (10**9, 10**9))
+    of_gpu = recording._is_recordable
+    # A CPU's tensors are taken for a GPU's.
+    monkeypatch.setattr(recording, "_is_recordable", lambda each: of_gpu(_seeming(each)))
+
+
+def _seeming(given: Any) -> Any:
+    if not isinstance(given, Tensor):
+        return given
+    seeming = Mock(spec=Tensor)
+    seeming.is_cuda, seeming.requires_grad = given.device.type == "cpu", given.requires_grad
+    return seeming
 
 
 def classifier() -> PreTrainedModel:
@@ -177,6 +203,29 @@ def test_a_pass_that_nobody_comes_back_for_stops_nothing(doubled: None) -> None:
     assert replayed(model, 8, times=1) == 2
 
 
+def test_a_pass_that_somebody_keeps_behind_its_backward_pass_stops_nothing(doubled: None) -> None:
+    model = classifier()
+    record_passes(model)
+    replayed(model, 8, times=3)
+    kept = model(input_ids=torch.zeros(3, 8, dtype=torch.long)).logits
+    kept.sum().backward()
+    model.zero_grad()
+    assert replayed(model, 8, times=1) == 2
+    assert kept.grad_fn is not None
+
+
+@pytest.mark.parametrize("how", ["again", "differentiably"])
+def test_a_backward_pass_that_is_not_recorded_is_refused(how: str, doubled: None) -> None:
+    model = classifier()
+    record_passes(model)
+    replayed(model, 8, times=3)
+    total = model(input_ids=torch.zeros(3, 8, dtype=torch.long)).logits.sum()
+    if how == "again":
+        total.backward(retain_graph=True)
+    with pytest.raises(ConfigError, match=r"^model.cuda_graphs: .* one backward pass.*; set it to false"):
+        total.backward(create_graph=how == "differentiably")
+
+
 def test_gradients_that_are_there_are_added_to(doubled: None) -> None:
     plain, recorded = classifier(), classifier()
     record_passes(recorded)
@@ -191,20 +240,43 @@ def test_gradients_that_are_there_are_added_to(doubled: None) -> None:
         torch.testing.assert_close(one.grad, other.grad)
 
 
-@pytest.mark.parametrize("watch", ["_forward_hook", "_forward_pre_hook", "_full_backward_hook", "parameter"])
-def test_hooks_see_each_pass(watch: str, doubled: None) -> None:
+@pytest.mark.parametrize(
+    ("where", "hook"),
+    [
+        ("layer", "register_forward_hook"),
+        ("layer", "register_forward_pre_hook"),
+        ("layer", "register_full_backward_hook"),
+        ("layer", "register_full_backward_pre_hook"),
+        ("parameter", "register_hook"),
+        ("parameter", "register_post_accumulate_grad_hook"),
+        ("everywhere", "register_module_forward_hook"),
+    ],
+)
+def test_hooks_see_each_pass(where: str, hook: str, doubled: None) -> None:
     model, seen = classifier(), list[int]()
     record_passes(model)
     replayed(model, 8, times=3)
     layer: Any = model.get_submodule("bert.encoder.layer.0.attention")
-    if watch == "parameter":
-        handle = next(layer.parameters()).register_hook(lambda _: seen.append(1))
-    else:
-        handle = getattr(layer, f"register{watch}")(lambda *_: seen.append(1))
+    watched = {"layer": layer, "parameter": next(layer.parameters()), "everywhere": torch.nn.modules.module}[where]
+    handle = getattr(watched, hook)(lambda *_: seen.append(1))
     assert replayed(model, 8, times=2) == 0
-    assert len(seen) == 2
+    assert len(seen) >= 2
     handle.remove()
     assert replayed(model, 8, times=1) == 2
+
+
+def test_hidden_states_are_recorded_too_and_their_idle_hooks_stop_nothing(doubled: None) -> None:
+    model = classifier()
+    model.bert.embeddings.requires_grad_(False)  # so that the first have no gradient
+    record_passes(model)
+    ids = torch.zeros(3, 8, dtype=torch.long)
+    for _ in range(3):
+        given = model(input_ids=ids, output_hidden_states=True)
+        given.logits.sum().backward()
+    assert Replays.count == 2
+    assert [each.requires_grad for each in given.hidden_states] == [False, True, True]
+    model.zero_grad()
+    assert replayed(model, 8, times=3) == 2
 
 
 def test_the_last_layers_other_tokens_are_left_out_in_recordings_too(doubled: None) -> None:
@@ -214,13 +286,39 @@ def test_the_last_layers_other_tokens_are_left_out_in_recordings_too(doubled: No
         assert replayed(model, 8, times=3) == 2
 
 
+def _moved(model: Any) -> None:
+    for each in model.parameters():
+        each.data = each.data * 0.5
+
+
+def _adapted(model: Any) -> None:
+    torch.manual_seed(5)
+    model.classifier = nn.Sequential(nn.Linear(16, 16), model.classifier)
+
+
+def _given_other_weights(model: Any) -> None:
+    model.classifier.weight = nn.Parameter(model.classifier.weight.detach() * 2)
+
+
+def _given_other_places(model: Any) -> None:
+    model.bert.embeddings.position_ids = model.bert.embeddings.position_ids.flip(1)
+
+
+def _annealed(model: Any) -> None:
+    model.bert.embeddings.dropout.p = 0.5
+
+
 @pytest.mark.parametrize(
     "change",
     [
         pytest.param(lambda model: model.eval(), id="eval"),
         pytest.param(lambda model: model.bert.encoder.eval(), id="a part in eval"),
         pytest.param(lambda model: model.bert.embeddings.requires_grad_(False), id="frozen"),
-        pytest.param(lambda model: _moved(model), id="other weights"),
+        _moved,
+        _adapted,
+        _given_other_weights,
+        _given_other_places,
+        _annealed,
     ],
 )
 def test_what_the_model_became_is_what_runs(change: Callable[[Any], Any], doubled: None) -> None:
@@ -228,14 +326,22 @@ def test_what_the_model_became_is_what_runs(change: Callable[[Any], Any], double
     record_passes(recorded)
     replayed(recorded, 8, times=3)
     change(plain), change(recorded)
+    before = Replays.count
     for number in range(4):
         for one, other in zip(step(plain, 8, number), step(recorded, 8, number), strict=True):
             torch.testing.assert_close(one, other, rtol=0, atol=0)
+        assert number > 1 or Replays.count == before
 
 
-def _moved(model: nn.Module) -> None:
-    for each in model.parameters():
-        each.data = each.data * 0.5
+def test_a_recording_is_of_one_precision(doubled: None) -> None:
+    model = classifier()
+    record_passes(model)
+    replayed(model, 8, times=3)
+    torch.set_autocast_enabled("cuda", True)
+    try:
+        assert replayed(model, 8, times=2) == 0
+    finally:
+        torch.set_autocast_enabled("cuda", False)
 
 
 def test_nothing_is_replayed_without_gradients_or_for_what_no_recording_stands_for(doubled: None) -> None:
@@ -247,7 +353,27 @@ def test_nothing_is_replayed_without_gradients_or_for_what_no_recording_stands_f
         model(input_ids=ids)
     model(ids)
     model(input_ids=ids, others=[1])
+    with torch.autograd.detect_anomaly(check_nan=False):
+        model(input_ids=ids)
+    model(inputs_embeds=torch.zeros(3, 8, 16))
     assert Replays.count == before
+
+
+def test_an_input_that_learns_gets_its_gradient(doubled: None) -> None:
+    model = classifier()
+    record_passes(model)
+    for _ in range(4):
+        embeds = torch.zeros(3, 8, 16, requires_grad=True)
+        model(inputs_embeds=embeds).logits.sum().backward()
+        assert embeds.grad is not None
+    assert Replays.count == 0
+
+
+def test_a_processors_tensors_are_not_recorded() -> None:
+    assert not recording._is_recordable(torch.zeros(2))
+    assert recording._is_recordable(None)
+    assert recording._is_recordable(True)
+    assert not recording._is_recordable([1])
 
 
 def test_other_arguments_are_other_passes(doubled: None) -> None:
@@ -256,7 +382,8 @@ def test_other_arguments_are_other_passes(doubled: None) -> None:
     replayed(model, 8, times=3)
     before = Replays.count
     step(model, 8, output_hidden_states=True)
-    step(model, 8, attention_mask=torch.ones(3, 8))
+    for kind in (torch.float32, torch.int64, torch.bool):
+        step(model, 8, attention_mask=torch.ones(3, 8, dtype=kind))
     assert Replays.count == before
 
 
@@ -268,7 +395,7 @@ def test_a_model_that_no_recording_stands_for_trains_as_it_is(
     plain, recorded = classifier(), classifier()
     record_passes(recorded)
     with caplog.at_level("INFO"):
-        for number in range(5):
+        for number in range(8):
             for one, other in zip(step(plain, 8, number), step(recorded, 8, number), strict=True):
                 torch.testing.assert_close(one, other, rtol=0, atol=0)
     assert len(tried) == 1
@@ -317,11 +444,37 @@ def _synchronizing(weight: Tensor) -> Tensor:
     raise RuntimeError("called a synchronizing CUDA operation\nand more")
 
 
-def test_without_room_nothing_is_recorded(doubled: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recording, "_has_room", lambda: False)
+@pytest.mark.parametrize(("free", "records"), [(0, False), (5_999, False), (6_000, True)])
+def test_steps_are_recorded_where_another_fits_beside(
+    free: int, records: bool, doubled: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = classifier()
+    gradients = sum(each.nbytes for each in model.parameters())
+    # A forward pass holds 1,000 bytes, and torch keeps as much as two steps' gradients, of which 4,000 lack.
+    allocated = cycle([500, 1_500])
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: next(allocated))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 2 * gradients - 4_000 + 500)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 10**9))
+    record_passes(model)
+    assert bool(replayed(model, 8, times=3)) == records
+
+
+def test_no_more_shapes_are_recorded_than_graphs_may_take_memory(
+    doubled: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recording, "_MOST_SHAPES", 1)
     model = classifier()
     record_passes(model)
-    assert replayed(model, 8, times=4) == 0
+    assert replayed(model, 8, 5, times=4) == 2 * 2
+
+
+def test_a_copy_does_not_record(doubled: None) -> None:
+    model = classifier()
+    record_passes(model)
+    replayed(model, 8, times=3)
+    kept_aside = [model._compiled_call_impl]
+    assert copy.deepcopy(kept_aside) == [None]
+    assert copy.deepcopy(model)._compiled_call_impl is None
 
 
 def test_recording_ends_with_the_model_as_it_was(doubled: None) -> None:
