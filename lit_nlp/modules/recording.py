@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.module import _has_any_global_hook
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from transformers import PreTrainedModel
@@ -118,7 +119,8 @@ class _Recorder:
             [*map(id, held)],
             [each.data_ptr() for each in held if isinstance(each, Tensor)],
             [each.requires_grad for each in self._parameters],
-            [(part.training, getattr(part, "p", None)) for part in self._parts],
+            [part.training for part in self._parts],
+            [part.p for part in self._parts if isinstance(part, _DropoutNd)],
             torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda"),
         )
 

@@ -1,7 +1,8 @@
 """Recorded passes, replayed by a double that runs the model anew where there is no GPU."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -304,6 +305,10 @@ def _given_other_places(model: Any) -> None:
     model.bert.embeddings.position_ids = model.bert.embeddings.position_ids.flip(1)
 
 
+def _given_more_weights(model: Any) -> None:
+    model.bert.encoder.p = nn.Parameter(torch.ones(2))
+
+
 def _annealed(model: Any) -> None:
     model.bert.embeddings.dropout.p = 0.5
 
@@ -317,6 +322,7 @@ def _annealed(model: Any) -> None:
         _moved,
         _adapted,
         _given_other_weights,
+        _given_more_weights,
         _given_other_places,
         _annealed,
     ],
@@ -475,6 +481,54 @@ def test_a_copy_does_not_record(doubled: None) -> None:
     kept_aside = [model._compiled_call_impl]
     assert copy.deepcopy(kept_aside) == [None]
     assert copy.deepcopy(model)._compiled_call_impl is None
+
+
+def test_what_is_recorded_reads_copies_and_writes_gradients_where_all_shapes_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    captured: list[dict[str, Any]] = []
+
+    @contextmanager
+    def graph(_: Any, **options: Any) -> Iterator[None]:
+        captured.append(options | {"caches": torch.is_autocast_cache_enabled()})
+        yield
+        captured[-1]["caches within"] = within[-1]
+
+    within: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    kind = torch.cuda.CUDAGraph
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: Mock(spec=kind))
+    model, ids = classifier().eval(), torch.randint(50, (3, 8))
+    model.classifier.weight.requires_grad_(False)
+    unused = nn.Parameter(torch.ones(2))
+    learning = [*(each for each in model.parameters() if each.requires_grad), unused]
+
+    def run(**inputs: Any) -> Any:
+        within.append(torch.is_autocast_cache_enabled())
+        assert inputs["input_ids"] is not ids
+        return model(**inputs)
+
+    shared = share(learning, "stream")
+    passes = recording._record(run, {"input_ids": ids, "return_dict": True}, shared)
+    assert (
+        captured
+        == [
+            {
+                "pool": None,
+                "stream": "stream",
+                "capture_error_mode": "thread_local",
+                "caches": True,
+                "caches within": False,
+            }
+        ]
+        * 2
+    )
+    assert passes.inputs.keys() == {"input_ids"}
+    assert not passes.outputs[0].requires_grad
+    assert [each for each, _ in passes.gradients] == learning[:-1]
+    # Recorded with no gradient of the logits, which is what comes of it.
+    assert all(not gradient.any() for _, gradient in passes.gradients)
+    assert all(gradient is other for (_, gradient), other in zip(passes.gradients, shared.gradients, strict=False))
 
 
 def test_recording_ends_with_the_model_as_it_was(doubled: None) -> None:
