@@ -29,6 +29,8 @@ from lit_nlp.modules.rng import rng_state, set_rng_state
 _RUNS_BEFORE = 2
 # Graphs take memory of their own, some MiB each.
 _MOST_SHAPES = 64
+# What marks a node of autograd's graph.
+_SEEN = "lit_nlp"
 # transformers leaves hooks on a model that was once asked for hidden states; they are idle but in such a call, whose
 # outputs hold what they saw.
 _IDLE = "transformers.utils.output_capturing"
@@ -38,14 +40,15 @@ def record_passes(model: PreTrainedModel) -> None:
     """Let a model, compiled or not, record its passes in training on a GPU and replay them, until `stop_recording`.
 
     Logits and gradients are the model's, and random numbers are drawn as it draws them; but `backward` fills `grad` of
-    the parameters alone, once and not differentiably, and the next one writes into the same memory. The model runs as
-    it is in eval mode, without gradients, where hooks look on, between a forward pass and its backward pass, and where
-    no recording can stand for it: where the processor waits for a result, or draws random numbers. Recordings are made
-    anew where modules, parameters, buffers or their places change, what learns, modes, or the rate of a dropout; no
-    other attribute is looked at.
+    the parameters alone, so that its `inputs` and `torch.autograd.grad` find nothing, once and not differentiably, and
+    the next one writes into the same memory. The model runs as it is in eval mode, without gradients, where hooks look
+    on, between a forward pass and its backward pass, while somebody keeps the graph of an earlier pass, and where no
+    recording can stand for it: where the processor waits for a result, or draws random numbers. Recordings are made
+    anew where modules, parameters, buffers or their places change, what learns, modes, or the rate of an `nn.Dropout`;
+    no other attribute is looked at.
 
-    Recordings hold about the memory of one step. They are made as long as there is room for another beside them, and
-    dropped before a batch that is larger than all before.
+    Recordings hold the memory of one step, and the outputs of each shape twice. They are made as long as there is room
+    for another step beside them, and dropped before a batch that is larger than all that might have been recorded.
     """
     model._compiled_call_impl = _Recorder(model)
 
@@ -69,7 +72,7 @@ class _Recorder:
         self._largest, self._held = 0, 0
         self._step: weakref.ref[_Step] | None = None
         self._stream: torch.cuda.Stream | None = None
-        self._forget(None)
+        self._forget()
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A copy of a module, even of one that keeps this aside, doesn't record.
@@ -78,8 +81,8 @@ class _Recorder:
     def __call__(self, *args: Any, **inputs: Any) -> Any:
         if args or self._refusal or not self._may_replay(inputs):
             return self._run(*args, **inputs)
-        if (state := self._state()) != self._recorded_of:
-            self._forget(state)
+        if self._state() != self._recorded_of:
+            self._forget()
         if self._is_watched():
             return self._run(**inputs)
         shape = tuple((name, *_shape(each)) for name, each in inputs.items())
@@ -87,16 +90,16 @@ class _Recorder:
             return self._run_and_weigh(inputs)
         step = _Step(self._passes[shape])
         self._step = weakref.ref(step)
-        return step.run(inputs)
+        return _replay(step, self._passes[shape], inputs)
 
-    def _forget(self, state: Any) -> None:
-        """Begin anew with what holds now."""
-        self._recorded_of = state
+    def _forget(self) -> None:
+        """Begin anew with what the model is now."""
         self._parts = [*self.model.modules()]
         self._parameters = [*self.model.parameters()]
         self._passes: dict[Any, _Passes] = {}
         self._runs: Counter[Any] = Counter()
         self._shared: _Shared | None = None
+        self._recorded_of = self._state()
 
     def _may_replay(self, inputs: Mapping[str, Any]) -> bool:
         step = self._step() if self._step else None
@@ -104,7 +107,7 @@ class _Recorder:
             self.model.training
             and torch.is_grad_enabled()
             and not torch.is_anomaly_enabled()
-            and (step is None or step.done)
+            and (step is None or step.passes is None)
             and all(map(_is_recordable, inputs.values()))
         )
 
@@ -117,7 +120,7 @@ class _Recorder:
         ]
         return (
             [*map(id, held)],
-            [each.data_ptr() for each in held if isinstance(each, Tensor)],
+            [_place(each) for each in held if isinstance(each, Tensor)],
             [each.requires_grad for each in self._parameters],
             [part.training for part in self._parts],
             [part.p for part in self._parts if isinstance(part, _DropoutNd)],
@@ -141,15 +144,19 @@ class _Recorder:
         size = max((each.numel() for each in inputs.values() if isinstance(each, Tensor)), default=0)
         if size > self._largest:
             # Nobody knows how much memory it takes.
-            self._forget(self._recorded_of)
+            self._forget()
             self._largest = size
         self._runs[shape] += 1
         learning: list[Tensor] = [each for each in self._parameters if each.requires_grad]
         if self._runs[shape] <= _RUNS_BEFORE or len(self._passes) == _MOST_SHAPES or not self._has_room(learning):
             return False
+        # Gradients go on from what isn't a leaf; and a parameter's node in a graph that somebody keeps belongs to the
+        # stream that this ran on, where nothing is recorded.
+        if not learning or not all(each.is_leaf for each in learning) or any(map(_is_in_a_graph, learning)):
+            return False
         self._refusal = _refusal(self._run, inputs, learning)
         if self._refusal:
-            self._forget(None)
+            self._forget()
             rank_zero_info(f"Training steps run without CUDA graphs: {self._refusal}")
             return False
         if self._shared is None:
@@ -158,8 +165,10 @@ class _Recorder:
         try:
             self._passes[shape] = _record(self._run, inputs, self._shared)
         except RuntimeError as error:
-            # What this left of random numbers and of memory nobody can mend.
-            raise _cannot(f"the model's passes can't be recorded: {_first_line(error)}") from error
+            # What this left of random numbers and of memory nobody can mend. Where the pass failed, recording ended
+            # with an error of its own.
+            problem = _first_line(error.__context__ or error)
+            raise _cannot(f"the model's passes can't be recorded: {problem}") from error
         return True
 
     def _run_and_weigh(self, inputs: Mapping[str, Any]) -> Any:
@@ -169,10 +178,10 @@ class _Recorder:
         return outputs
 
     def _has_room(self, learning: Sequence[Tensor]) -> bool:
-        """Whether a step fits twice into memory, once for the recordings: what is free, or torch's and idle."""
+        """Whether what is free, or torch's and idle, holds two steps: gradients of both, and an optimizer's moments."""
         idle = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-        step = self._held + sum(each.nbytes for each in learning)
-        return torch.cuda.mem_get_info()[0] + idle >= 2 * step
+        needed = 2 * self._held + 4 * sum(each.nbytes for each in learning)
+        return torch.cuda.mem_get_info()[0] + idle >= needed
 
 
 class _Shared(NamedTuple):
@@ -221,48 +230,49 @@ class _Passes(NamedTuple):
 
 
 class _Step:
-    """A replayed forward pass, and whether its backward pass was; until then no other is replayed."""
+    """A replayed forward pass, which has its passes until the backward one was; no other is replayed before."""
 
     def __init__(self, passes: _Passes) -> None:
-        self.passes, self.done = passes, False
+        self.passes: _Passes | None = passes
 
-    def run(self, inputs: Mapping[str, Any]) -> Any:
-        """Replay the forward pass, and return what the model would."""
-        for name, each in self.passes.inputs.items():
-            each.copy_(inputs[name])
-        # Without something to differentiate by, autograd wouldn't come back.
-        anchor = torch.empty((), requires_grad=True)
-        return tree_unflatten(list(_Replay.apply(anchor, self)), self.passes.structure)
+
+def _replay(step: _Step, passes: _Passes, inputs: Mapping[str, Any]) -> Any:
+    """Replay the forward pass, and return what the model would."""
+    for name, each in passes.inputs.items():
+        each.copy_(inputs[name])
+    # Without something to differentiate by, autograd wouldn't come back.
+    anchor = torch.empty((), requires_grad=True)
+    return tree_unflatten(list(_Replay.apply(anchor, step, passes)), passes.structure)
 
 
 class _Replay(torch.autograd.Function):
     """Replays a forward pass, and when autograd comes back its backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, anchor: Tensor, step: _Step) -> tuple[Tensor, ...]:
-        step.passes.forward.replay()
+    def forward(ctx: Any, anchor: Tensor, step: _Step, passes: _Passes) -> tuple[Tensor, ...]:
+        passes.forward.replay()
         # Copied: the next replay overwrites them, and somebody may keep them.
-        outputs = [each.clone() for each in step.passes.outputs]
+        outputs = [each.clone() for each in passes.outputs]
         ctx.step = step
-        ctx.mark_non_differentiable(*(each for i, each in enumerate(outputs) if i not in step.passes.grad_outputs))
+        ctx.mark_non_differentiable(*(each for i, each in enumerate(outputs) if i not in passes.grad_outputs))
         return tuple(outputs)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[None, None]:
-        step: _Step = ctx.step
-        if step.done or torch.is_grad_enabled():
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[None, None, None]:
+        passes: _Passes | None = ctx.step.passes
+        if passes is None or torch.is_grad_enabled():
             raise _cannot("a recorded step has one backward pass, and none through that")
-        for i, each in step.passes.grad_outputs.items():
+        for i, each in passes.grad_outputs.items():
             each.copy_(grad_outputs[i])
         # Of earlier passes, or of a loss that takes another way to the weights, too.
-        before = [(gradient, each.grad.clone()) for each, gradient in step.passes.gradients if each.grad is not None]
-        step.passes.backward.replay()
-        for parameter, gradient in step.passes.gradients:
+        before = [(gradient, each.grad.clone()) for each, gradient in passes.gradients if each.grad is not None]
+        passes.backward.replay()
+        for parameter, gradient in passes.gradients:
             parameter.grad = gradient
         for gradient, other in before:
             gradient += other
-        step.done = True
-        return None, None
+        ctx.step.passes = None
+        return None, None, None
 
 
 def _refusal(run: Callable[..., Any], inputs: Mapping[str, Any], learning: Sequence[Tensor]) -> str | None:
@@ -272,14 +282,16 @@ def _refusal(run: Callable[..., Any], inputs: Mapping[str, Any], learning: Seque
     """
     before, mode = rng_state(), torch.cuda.get_sync_debug_mode()
     try:
-        with warnings.catch_warnings(), _as_if_capturing():
+        with warnings.catch_warnings(), _as_if_capturing(), _without_cached_casts():
             warnings.filterwarnings("ignore", "Synchronization debug mode")
             torch.cuda.set_sync_debug_mode("error")
             outputs, _ = tree_flatten(run(**inputs))
             if not all(isinstance(each, Tensor) for each in outputs):
                 return "the model returns more than tensors"
             reached = [each for each in outputs if each.requires_grad]
-            torch.autograd.grad(reached, learning, [*map(torch.ones_like, reached)], allow_unused=True)
+            found = torch.autograd.grad(reached, learning, [*map(torch.ones_like, reached)], allow_unused=True)
+            if all(each is None for each in found):
+                return "nothing learns from what the model returns"
     except RuntimeError as error:
         return f"in the model, {_first_line(error)}"
     finally:
@@ -294,13 +306,31 @@ def _refusal(run: Callable[..., Any], inputs: Mapping[str, Any], learning: Seque
 
 @contextmanager
 def _as_if_capturing() -> Iterator[None]:
-    """Let who asks think that a graph is being recorded: transformers then decides nothing by what a mask holds."""
-    asked = torch.cuda.is_current_stream_capturing
+    """Let who asks think that a graph is being recorded: transformers then decides nothing by what a mask holds.
+
+    Who asks for the state of a GPU's random numbers, as to recompute activations, fails as there.
+    """
+    asked, read = torch.cuda.is_current_stream_capturing, torch.cuda.get_rng_state
+
+    def refuse(*_: Any) -> Tensor:
+        raise RuntimeError("the state of random numbers is asked for")
+
     torch.cuda.is_current_stream_capturing = lambda: True
+    torch.cuda.get_rng_state = refuse  # type: ignore[assignment]
     try:
         yield
     finally:
-        torch.cuda.is_current_stream_capturing = asked
+        torch.cuda.is_current_stream_capturing, torch.cuda.get_rng_state = asked, read
+
+
+def _without_cached_casts() -> torch.autocast:
+    """Autocast as it is, but for weights that it cast and keeps: in a recording they would stay as they are."""
+    return torch.autocast(
+        "cuda",
+        dtype=torch.get_autocast_dtype("cuda"),
+        enabled=torch.is_autocast_enabled("cuda"),
+        cache_enabled=False,
+    )
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -336,16 +366,9 @@ def _record(run: Callable[..., Any], inputs: Mapping[str, Any], shared: _Shared)
 @contextmanager
 def _capturing(graph: torch.cuda.CUDAGraph, shared: _Shared) -> Iterator[None]:
     """Record what is started meanwhile."""
-    # Autocast would keep weights that it cast outside, and they would stay as they are.
-    autocast = torch.autocast(
-        "cuda",
-        dtype=torch.get_autocast_dtype("cuda"),
-        enabled=torch.is_autocast_enabled("cuda"),
-        cache_enabled=False,
-    )
     # Other threads go on meanwhile, as that which pins the next batch.
     recording = torch.cuda.graph(graph, pool=shared.pool, stream=shared.stream, capture_error_mode="thread_local")
-    with recording, autocast:
+    with recording, _without_cached_casts():
         yield
 
 
@@ -353,7 +376,7 @@ def _cannot(problem: str) -> ConfigError:
     return ConfigError(problem, where="model.cuda_graphs", mend="set it to false")
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return str(error).partition("\n")[0]
 
 
@@ -364,6 +387,24 @@ def _has_hooks(part: nn.Module) -> bool:
     return any(hook.__module__ != _IDLE for hook in part._forward_hooks.values()) or any(
         hook is not take_first for hook in part._forward_pre_hooks.values()
     )
+
+
+def _is_in_a_graph(parameter: Tensor) -> bool:
+    """Whether there is a graph of autograd that leads to a parameter: its node then is the same when asked again."""
+
+    def node() -> Any:
+        return parameter.view_as(parameter).grad_fn.next_functions[0][0]  # type: ignore[union-attr]
+
+    node().metadata[_SEEN] = True
+    return _SEEN in node().metadata
+
+
+def _place(tensor: Tensor) -> int | None:
+    """Where a tensor lies; None for those of `torch.func`, which lie nowhere."""
+    try:
+        return tensor.data_ptr()
+    except RuntimeError:
+        return None
 
 
 def _is_recordable(given: Any) -> bool:

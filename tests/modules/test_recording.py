@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import cycle
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -29,6 +29,7 @@ from lit_nlp.modules.first_token import first_token_only
 from lit_nlp.modules.recording import record_passes, stop_recording
 from lit_nlp.modules.rng import rng_state
 from tests.contract import plain_trainer, write_rows
+from tests.modules.test_varlen import autocast_of_a_gpu
 
 ROWS = [
     {"text": " ".join(f"{word} film that is {word}" for _ in range(1 + number % 4)), "label": label}
@@ -78,6 +79,7 @@ def record(run: Callable[..., Any], inputs: Mapping[str, Any], shared: recording
         found = torch.autograd.grad(reached, shared.learning, [*grad_outputs.values()], allow_unused=True)
         for i in used:
             shared.gradients[i].copy_(found[i])
+        alive.clear()
 
     state, looked = torch.get_rng_state(), looks()
     made, structure = tree_flatten(run(**{**inputs, **read}))
@@ -266,18 +268,84 @@ def test_hooks_see_each_pass(where: str, hook: str, doubled: None) -> None:
     assert replayed(model, 8, times=1) == 2
 
 
+def test_hooks_of_what_came_later_see_each_pass(doubled: None) -> None:
+    model, seen = classifier(), list[int]()
+    record_passes(model)
+    _adapted(model)
+    model.classifier[0].register_forward_hook(lambda *_: seen.append(1))
+    assert replayed(model, 8, times=4) == 0
+    assert len(seen) == 4
+
+
 def test_hidden_states_are_recorded_too_and_their_idle_hooks_stop_nothing(doubled: None) -> None:
     model = classifier()
     model.bert.embeddings.requires_grad_(False)  # so that the first have no gradient
     record_passes(model)
     ids = torch.zeros(3, 8, dtype=torch.long)
+    learns = []
     for _ in range(3):
         given = model(input_ids=ids, output_hidden_states=True)
         given.logits.sum().backward()
+        model.zero_grad()
+        learns = [each.requires_grad for each in given.hidden_states]
+        del given
     assert Replays.count == 2
-    assert [each.requires_grad for each in given.hidden_states] == [False, True, True]
-    model.zero_grad()
+    assert learns == [False, True, True]
     assert replayed(model, 8, times=3) == 2
+    # A recording is of the arguments that it was made with.
+    assert model(input_ids=ids, output_hidden_states=False).get("hidden_states") is None
+
+
+def test_names_of_inputs_are_not_mixed_up(doubled: None) -> None:
+    model = classifier()
+    record_passes(model)
+    for _ in range(3):
+        step(model, 8, attention_mask=torch.ones(3, 8, dtype=torch.long))
+    before = Replays.count
+    step(model, 8, token_type_ids=torch.ones(3, 8, dtype=torch.long))
+    assert Replays.count == before > 0
+
+
+def test_a_graph_that_somebody_keeps_is_not_recorded_beside(doubled: None) -> None:
+    model = classifier()
+    record_passes(model)
+    kept = [model(input_ids=torch.zeros(3, 8, dtype=torch.long)).logits]
+    assert replayed(model, 8, times=4) == 0
+    kept.clear()
+    assert replayed(model, 8, times=1) == 2
+
+
+def test_tensors_of_torch_func_run_as_they_are(doubled: None) -> None:
+    model, ids = classifier(), torch.zeros(3, 8, dtype=torch.long)
+    record_passes(model)
+    values = {name: each.detach() for name, each in model.named_parameters()}
+
+    def loss(values: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(model, values, (), {"input_ids": ids}).logits.sum()
+
+    scale = torch.ones((), requires_grad=True)
+    for _ in range(4):
+        assert torch.func.grad(loss)(values)["classifier.bias"].tolist() == [3, 3, 3]
+    for _ in range(4):
+        loss({name: each * scale for name, each in values.items()}).backward()
+    assert scale.grad is not None
+    assert Replays.count == 0
+
+
+def test_what_was_compiled_is_what_runs_and_is_recorded(doubled: None) -> None:
+    model, calls = classifier(), list[int]()
+
+    class Compiled:
+        __self__ = model
+
+        def __call__(self, **inputs: Any) -> Any:
+            calls.append(1)
+            return model._call_impl(**inputs)
+
+    model._compiled_call_impl = Compiled()
+    record_passes(model)
+    assert replayed(model, 8, times=4) == 4
+    assert len(calls) == 2 + 1 + 2  # two runs, a recording, and what the double replays
 
 
 def test_the_last_layers_other_tokens_are_left_out_in_recordings_too(doubled: None) -> None:
@@ -343,11 +411,11 @@ def test_a_recording_is_of_one_precision(doubled: None) -> None:
     model = classifier()
     record_passes(model)
     replayed(model, 8, times=3)
-    torch.set_autocast_enabled("cuda", True)
-    try:
+    with autocast_of_a_gpu(torch.bfloat16):
         assert replayed(model, 8, times=2) == 0
-    finally:
-        torch.set_autocast_enabled("cuda", False)
+        assert replayed(model, 8, times=1) == 2
+    with autocast_of_a_gpu(torch.float16):
+        assert replayed(model, 8, times=2) == 0
 
 
 def test_nothing_is_replayed_without_gradients_or_for_what_no_recording_stands_for(doubled: None) -> None:
@@ -427,6 +495,9 @@ def test_a_recording_that_fails_tells_how_to_go_without(doubled: None, monkeypat
         (lambda weight: weight * np.random.rand(), "draws random numbers on the processor"),
         (lambda weight: [weight, "more"], "returns more than tensors"),
         (lambda weight: _synchronizing(weight), "called a synchronizing CUDA operation"),
+        (lambda weight: weight * len(torch.cuda.get_rng_state()), "the state of random numbers is asked for"),
+        (lambda weight: weight.detach(), "nothing learns from what the model returns"),
+        (lambda weight: [weight * 2, weight.detach()], None),
         (lambda weight: weight * (2 if torch.cuda.is_current_stream_capturing() else "no"), None),
     ],
 )
@@ -438,7 +509,8 @@ def test_a_trial_tells_why_no_recording_stands_for_a_model_and_leaves_nothing_be
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
     before, asked = rng_state(), torch.cuda.is_current_stream_capturing
     weight = torch.ones(3, requires_grad=True)
-    found = recording._refusal(lambda weight: run(weight), {"weight": weight}, [weight])
+    unused = torch.ones(2, requires_grad=True)
+    found = recording._refusal(lambda weight: run(weight), {"weight": weight}, [weight, unused])
     assert found is None if refusal is None else refusal in str(found)
     assert modes == ["default", "error", "default"]
     assert all(recording._same(before[name], rng_state()[name]) for name in ("numpy", "torch"))
@@ -456,10 +528,10 @@ def test_steps_are_recorded_where_another_fits_beside(
 ) -> None:
     model = classifier()
     gradients = sum(each.nbytes for each in model.parameters())
-    # A forward pass holds 1,000 bytes, and torch keeps as much as two steps' gradients, of which 4,000 lack.
-    allocated = cycle([500, 1_500])
+    # Forward passes hold 1,000 and 900 bytes, and torch keeps four times the gradients, but for 4,000.
+    allocated = chain([500, 1_500, 600, 1_500], repeat(500))
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: next(allocated))
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 2 * gradients - 4_000 + 500)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 4 * gradients - 4_000 + 500)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 10**9))
     record_passes(model)
     assert bool(replayed(model, 8, times=3)) == records
