@@ -59,6 +59,11 @@ class NonFiniteError(UserError):
         self.rows = rows
 
 
+def first_line(error: BaseException) -> str:
+    """Return what an error says, of several lines the first."""
+    return str(error).strip().partition("\n")[0]
+
+
 def did_you_mean(got: str, known: Iterable[str]) -> str | None:
     """Return the question that points to the known word nearest to `got`, if one is near."""
     near = get_close_matches(got, list(known), n=1)

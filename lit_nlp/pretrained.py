@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 
 from lit_nlp import packages, scratch
 from lit_nlp.checkpoints import SECTION, SUFFIX, read_checkpoint, unpack_config, unpack_tokenizer
-from lit_nlp.errors import BackboneError
+from lit_nlp.errors import BackboneError, first_line
 
 LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
 
@@ -75,12 +75,12 @@ def locate_backbone(backbone: str) -> Location:
 
 def unloadable(backbone: str, error: Exception) -> BackboneError:
     """Return the one-line error for a backbone that transformers could not load."""
-    first_line = str(error).strip().partition("\n")[0]
-    if "Unrecognized configuration class" in first_line:
+    problem = first_line(error)
+    if "Unrecognized configuration class" in problem:
         kind = "its architecture has no head for this task"
         return BackboneError(kind, where=f"backbone {backbone}", mend="see the README for which backbones do what")
     return BackboneError(
-        f"it can't be loaded ({type(error).__name__}: {first_line})",
+        f"it can't be loaded ({type(error).__name__}: {problem})",
         where=f"backbone {backbone}",
         mend="check the name and the network, or give a local folder or package:name/folder",
     )

@@ -21,7 +21,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from lit_nlp.checkpoints import SECTION, read_checkpoint
-from lit_nlp.errors import BackboneError, ConfigError
+from lit_nlp.errors import BackboneError, ConfigError, first_line
 from lit_nlp.pretrained import LOADING_ERRORS, Location, locate_backbone, unloadable
 
 
@@ -72,7 +72,7 @@ def load_model(
         ) from error
     except LOADING_ERRORS as error:
         if isinstance(error, ImportError) and attn_implementation not in (None, "eager", "sdpa"):
-            problem = str(error).splitlines()[0].rstrip(".")
+            problem = first_line(error).rstrip(".")
             raise ConfigError(problem, where="model.attn_implementation", mend="choose another") from error
         raise unloadable(backbone, error) from error
     if isinstance(model, EncoderDecoderModel) and getattr(model.encoder, "pooler", None) is not None:

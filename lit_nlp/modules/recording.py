@@ -21,7 +21,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from transformers import PreTrainedModel
 
-from lit_nlp.errors import ConfigError
+from lit_nlp.errors import ConfigError, first_line
 from lit_nlp.modules.first_token import take_first
 from lit_nlp.modules.rng import rng_state, set_rng_state
 
@@ -86,7 +86,7 @@ class _Recorder:
         if self._is_watched():
             return self._run(**inputs)
         shape = tuple((name, *_shape(each)) for name, each in inputs.items())
-        if shape not in self._passes and not self._record(shape, inputs):
+        if shape not in self._passes and not self._try_to_record(shape, inputs):
             return self._run_and_weigh(inputs)
         step = _Step(self._passes[shape])
         self._step = weakref.ref(step)
@@ -135,7 +135,7 @@ class _Recorder:
             or any(map(_has_hooks, self._parts))
         )
 
-    def _record(self, shape: Any, inputs: Mapping[str, Any]) -> bool:
+    def _try_to_record(self, shape: Any, inputs: Mapping[str, Any]) -> bool:
         """Record both passes of a shape if it is time, and they can be; returns whether they are recorded.
 
         Raises:
@@ -160,14 +160,15 @@ class _Recorder:
             rank_zero_info(f"Training steps run without CUDA graphs: {self._refusal}")
             return False
         if self._shared is None:
-            self._stream = self._stream or _new_stream()
+            # torch's own would be of the device that first recorded.
+            self._stream = self._stream or torch.cuda.Stream()
             self._shared = _share(learning, self._stream)
         try:
             self._passes[shape] = _record(self._run, inputs, self._shared)
         except RuntimeError as error:
             # What this left of random numbers and of memory nobody can mend. Where the pass failed, recording ended
             # with an error of its own.
-            problem = _first_line(error.__context__ or error)
+            problem = first_line(error.__context__ or error)
             raise _cannot(f"the model's passes can't be recorded: {problem}") from error
         return True
 
@@ -202,11 +203,6 @@ class _Shared(NamedTuple):
 
 def _share(learning: list[Tensor], stream: torch.cuda.Stream) -> _Shared:
     return _Shared(learning, [torch.empty_like(each) for each in learning], torch.cuda.graph_pool_handle(), stream)
-
-
-def _new_stream() -> torch.cuda.Stream:
-    # torch's own would be of the device that first recorded.
-    return torch.cuda.Stream()
 
 
 class _Passes(NamedTuple):
@@ -293,7 +289,7 @@ def _refusal(run: Callable[..., Any], inputs: Mapping[str, Any], learning: Seque
             if all(each is None for each in found):
                 return "nothing learns from what the model returns"
     except RuntimeError as error:
-        return f"in the model, {_first_line(error)}"
+        return f"in the model, {first_line(error)}"
     finally:
         torch.cuda.set_sync_debug_mode(mode)
         after = rng_state()
@@ -374,10 +370,6 @@ def _capturing(graph: torch.cuda.CUDAGraph, shared: _Shared) -> Iterator[None]:
 
 def _cannot(problem: str) -> ConfigError:
     return ConfigError(problem, where="model.cuda_graphs", mend="set it to false")
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).partition("\n")[0]
 
 
 def _has_hooks(part: nn.Module) -> bool:

@@ -105,7 +105,7 @@ def doubled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recording, "_record", record)
     monkeypatch.setattr(recording, "_refusal", lambda *_: None)  # it would refuse dropout that a CPU draws
     monkeypatch.setattr(recording, "_share", share)
-    monkeypatch.setattr(recording, "_new_stream", lambda: "stream")
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: "stream")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (10**9, 10**9))
     of_gpu = recording._is_recordable
     # A CPU's tensors are taken for a GPU's.
@@ -582,19 +582,8 @@ def test_what_is_recorded_reads_copies_and_writes_gradients_where_all_shapes_do(
 
     shared = share(learning, "stream")
     passes = recording._record(run, {"input_ids": ids, "return_dict": True}, shared)
-    assert (
-        captured
-        == [
-            {
-                "pool": None,
-                "stream": "stream",
-                "capture_error_mode": "thread_local",
-                "caches": True,
-                "caches within": False,
-            }
-        ]
-        * 2
-    )
+    options = {"pool": None, "stream": "stream", "capture_error_mode": "thread_local"}
+    assert captured == [options | {"caches": True, "caches within": False}] * 2
     assert passes.inputs.keys() == {"input_ids"}
     assert not passes.outputs[0].requires_grad
     assert [each for each, _ in passes.gradients] == learning[:-1]
@@ -647,15 +636,8 @@ def _weights(module: SentimentModule, data: Any, **options: Any) -> tuple[dict[s
             recorders.extend([call] if isinstance(call, recording._Recorder) else [])
 
     lightning.seed_everything(0, verbose=False)
-    trainer = lightning.Trainer(
-        accelerator="gpu",
-        max_epochs=4,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        callbacks=[Recorded()],
-        **{"precision": "bf16-mixed", "gradient_clip_val": 1.0} | options,
-    )
+    settings = {"precision": "bf16-mixed", "gradient_clip_val": 1.0} | options
+    trainer = plain_trainer(accelerator="gpu", max_epochs=4, callbacks=[Recorded()], **settings)
     trainer.fit(module, data)
     count = sum(len(each._passes) for each in recorders)
     return {name: each.detach().cpu() for name, each in module.state_dict().items()}, count
