@@ -3,7 +3,7 @@
 import unicodedata
 from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import takewhile
 from typing import Any, NamedTuple, cast
 
@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from lit_nlp.architecture import Architecture, architecture
 from lit_nlp.errors import BackboneError, ConfigError, did_you_mean
 from lit_nlp.targets import Place
+from lit_nlp.tokenization import token_ids
 
 TEMPLATE_FIELD = "{source}"
 # How a piece says that it begins a word, or goes on with one.
@@ -238,14 +239,11 @@ class PairTokenizer:
     def _truncated(
         self, texts: Sequence[str], max_length: int, *, special: bool = True, as_target: bool = False
     ) -> Sequences:
-        def ids_of(some: list[str], **limit: Any) -> list[list[int]]:
-            given = {"text_target" if as_target else "text": some, "add_special_tokens": special}
-            return cast(list[list[int]], self.tokenizer(**given, **limit)["input_ids"])
-
-        ids = ids_of(list(texts), verbose=False)
+        read = partial(token_ids, self.tokenizer, special=special, as_target=as_target)
+        ids = read(texts)
         truncated = [len(tokens) > max_length for tokens in ids]
         long = [text for text, is_long in zip(texts, truncated, strict=True) if is_long]
-        cut = iter(ids_of(long, truncation=True, max_length=max_length) if long else [])
+        cut = iter(read(long, max_length=max_length) if long else [])
         return Sequences(
             [next(cut) if is_long else own for own, is_long in zip(ids, truncated, strict=True)], truncated
         )

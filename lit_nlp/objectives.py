@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lit_nlp.errors import BackboneError, require
-from lit_nlp.tokenization import IGNORED, Tokens, padded
+from lit_nlp.tokenization import IGNORED, Tokens, padded, token_ids
 
 Objective = Literal["masked", "causal", "denoising"]
 
@@ -25,7 +25,7 @@ class Documents(NamedTuple):
 
     Attributes:
         ids: The tokens of each text; for `causal` with those that begin and end it.
-        words: For each token, the number of its word in the text.
+        words: For each token, the number of its word in the text; empty but for `whole_words`.
     """
 
     ids: list[list[int]]
@@ -99,18 +99,14 @@ class Examples:
 
     def documents(self, texts: Sequence[str]) -> Documents:
         """Tokenise texts whole."""
-        encoding = self.tokenizer(
-            list(texts),
-            add_special_tokens=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )
-        ids: list[list[int]] = encoding["input_ids"]
+        if self.whole_words:
+            found = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)
+            words = [[-1 if word is None else word for word in each.word_ids] for each in found.encodings]
+            return Documents(found["input_ids"], words)
+        ids = token_ids(self.tokenizer, texts, special=False)
         if self.objective == "causal":
             ids = [[*self.before, *tokens, *self.after] for tokens in ids]
-        words = [[-1 if word is None else word for word in each.word_ids] for each in encoding.encodings or []]
-        return Documents(ids, words)
+        return Documents(ids, [])
 
     def cut(self, lengths: Int[np.ndarray, " documents"]) -> Blocks:
         """Cut documents of so many tokens into blocks, of which each makes an example."""

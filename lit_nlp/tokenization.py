@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from tokenizers import Encoding
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
+from transformers.tokenization_utils_base import TruncationStrategy
+from transformers.tokenization_utils_tokenizers import TokenizersBackend
+from transformers.utils import PaddingStrategy
 
 from lit_nlp.errors import BackboneError, ConfigError, DataError, require_list
 
@@ -42,7 +45,7 @@ class Encoded:
         sequences: One dict a sequence: `input_ids`, and `token_type_ids` where the backbone has them.
         row: For each sequence, the number of its text; never decreasing.
         truncated: For each text, whether tokens of it were left out.
-        encodings: For each sequence, what the tokenizer knows of it.
+        encodings: For each sequence, what the tokenizer knows of it; empty where places weren't asked for.
     """
 
     sequences: list[Tokens]
@@ -121,7 +124,12 @@ def check_as_many(texts: Sequence[Text], **of_texts: Sequence[Any] | None) -> No
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], *, max_length: int, doc_stride: int | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[Text],
+    *,
+    max_length: int,
+    doc_stride: int | None = None,
+    places: bool = True,
 ) -> Encoded:
     """Tokenise texts, or pairs of texts, to at most `max_length` tokens.
 
@@ -131,6 +139,7 @@ def encode(
         max_length: Tokens of a sequence, special tokens included.
         doc_stride: The tokens by which the windows of a longer text overlap; None truncates it. Of a
             pair, the first text is split and the second repeated in each window.
+        places: Whether it is to be known where in the text each token stands, which takes a third longer.
 
     Raises:
         BackboneError: The tokenizer doesn't tell where in the text its tokens stand.
@@ -148,26 +157,54 @@ def encode(
         return Encoded([], [], [], [])
     _check_room(tokenizer, firsts, seconds, max_length, doc_stride)
     windowed = doc_stride is not None
-    encoding = tokenizer(
+    columns, encodings = _windows(
+        tokenizer,
         firsts,
         seconds,
+        places=places,
         truncation="only_first" if windowed or seconds is None else "longest_first",
         max_length=max_length,
         stride=doc_stride or 0,
-        return_overflowing_tokens=True,
-        return_attention_mask=False,
     )
-    rows: list[int] = encoding["overflow_to_sample_mapping"]
+    rows: list[int] = columns["overflow_to_sample_mapping"]
     is_first = [i == 0 or rows[i - 1] != row for i, row in enumerate(rows)]
     split = {row for row, first in zip(rows, is_first, strict=True) if not first}
     keep = [i for i in range(len(rows)) if windowed or is_first[i]]
-    names = [name for name in ("input_ids", "token_type_ids") if name in encoding]
+    names = [name for name in ("input_ids", "token_type_ids") if name in columns]
     return Encoded(
-        sequences=[{name: encoding[name][i] for name in names} for i in keep],
+        sequences=[{name: columns[name][i] for name in names} for i in keep],
         row=[rows[i] for i in keep],
         truncated=[not windowed and row in split for row in range(len(texts))],
-        encodings=[encoding.encodings[i] for i in keep],
+        encodings=[encodings[i] for i in keep] if places else [],
     )
+
+
+def token_ids(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    *,
+    special: bool = True,
+    as_target: bool = False,
+    max_length: int | None = None,
+) -> list[list[int]]:
+    """Return the tokens of each text.
+
+    Args:
+        tokenizer: Fast or slow.
+        texts: At least one.
+        special: Whether special tokens are added.
+        as_target: Whether the texts are in the language that is translated to.
+        max_length: Tokens of a text, special tokens included; None leaves it whole.
+    """
+    cut: dict[str, Any] = {
+        "truncation": "do_not_truncate" if max_length is None else "longest_first",
+        "max_length": max_length,
+    }
+    if _is_plain(tokenizer):
+        return [each.ids for each in _read(tokenizer, list(texts), special=special, **cut)]
+    given = {"text_target" if as_target else "text": list(texts), "add_special_tokens": special}
+    ids: list[list[int]] = tokenizer(**given, **cut, verbose=False)["input_ids"]
+    return ids
 
 
 def encode_windows(
@@ -294,7 +331,68 @@ def _check_room(
 
 
 def _counts(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[int]:
-    return [len(ids) for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]]
+    return [len(ids) for ids in token_ids(tokenizer, texts, special=False)]
+
+
+def _windows(
+    tokenizer: PreTrainedTokenizerBase, firsts: list[str], seconds: list[str] | None, *, places: bool, **cut: Any
+) -> tuple[Mapping[str, list[Any]], list[Encoding]]:
+    """Tokenise texts, or pairs of texts, to as many windows as they take.
+
+    Args:
+        tokenizer: A fast tokenizer.
+        firsts: Texts, and `seconds` what stands beside them.
+        places: As `encode` takes it.
+        cut: `truncation`, `max_length` and `stride`, as transformers takes them.
+
+    Returns:
+        What transformers calls the parts of a window, and the window's text; and where places are asked for, what the
+        tokenizer knows of each.
+    """
+    if places or not _is_plain(tokenizer):
+        encoding = tokenizer(firsts, seconds, **cut, return_overflowing_tokens=True, return_attention_mask=False)
+        return encoding, encoding.encodings
+    read = _read(tokenizer, firsts if seconds is None else list(zip(firsts, seconds, strict=True)), **cut)
+    windows = [(row, window) for row, first in enumerate(read) for window in (first, *first.overflowing)]
+    columns: dict[str, list[Any]] = {
+        "input_ids": [window.ids for _, window in windows],
+        "overflow_to_sample_mapping": [row for row, _ in windows],
+    }
+    if "token_type_ids" in tokenizer.model_input_names:
+        columns["token_type_ids"] = [window.type_ids for _, window in windows]
+    return columns, []
+
+
+def _is_plain(tokenizer: PreTrainedTokenizerBase) -> TypeGuard[TokenizersBackend]:
+    """Whether to call a tokenizer is no more than to ask the tokenizers library.
+
+    Some have a call of their own, and those of several languages switch between these.
+    """
+    kind = type(tokenizer)
+    return (
+        isinstance(tokenizer, TokenizersBackend)
+        and kind.__call__ is PreTrainedTokenizerBase.__call__
+        and kind._encode_plus is TokenizersBackend._encode_plus
+        and not hasattr(tokenizer, "_switch_to_target_mode")
+    )
+
+
+def _read(
+    tokenizer: TokenizersBackend,
+    texts: list[str] | list[tuple[str, str]],
+    *,
+    truncation: str,
+    max_length: int | None,
+    stride: int = 0,
+    special: bool = True,
+) -> list[Encoding]:
+    """Tokenise as a call of a plain tokenizer, without the places of tokens, which take it a third longer."""
+    strategy = TruncationStrategy(truncation)
+    tokenizer.set_truncation_and_padding(PaddingStrategy.DO_NOT_PAD, strategy, max_length or 0, stride, None, None)
+    backend = tokenizer.backend_tokenizer
+    backend.encode_special_tokens = tokenizer.split_special_tokens
+    found: list[Encoding] = backend.encode_batch_fast(texts, add_special_tokens=special)
+    return found
 
 
 def pad_windows(rows: Sequence[Mapping[str, Any]], names: Sequence[str], pad_id: int) -> dict[str, Tensor]:

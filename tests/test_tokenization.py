@@ -1,14 +1,17 @@
 """Texts become sequences that are no longer than asked for, and every token knows where it came from."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import BatchEncoding, BertTokenizer, PreTrainedTokenizerBase
 
 from lit_nlp.errors import ConfigError
 from lit_nlp.pretrained import load_tokenizer
-from lit_nlp.tokenization import IGNORED, Encoded, by_length, encode, pad, resolve_max_length, widened
+from lit_nlp.tokenization import IGNORED, Encoded, by_length, encode, pad, resolve_max_length, token_ids, widened
+from tests.translators import save_marian, save_mbart
 
 LONG = "the acting is good but the story is bad, dull and far too long to be any fun"
 SHORT = "a warm and moving film"
@@ -198,6 +201,69 @@ def test_no_more_can_be_asked_for_than_the_backbone_reads(tokenizer: PreTrainedT
     )
     tokenizer.model_max_length = int(1e30)
     assert resolve_max_length(tokenizer, 100_000) == 100_000
+
+
+# Without the places of tokens, as the tokenizers library does it more quickly
+
+ODD = ["", " \u3000 ", "[CLS] </s> <s> [SEP]", "e\u0301te\u0301 👩‍👩‍👧‍👦 \t\r\n한국어 ﬁne…", LONG]
+
+
+def check_places_change_nothing(tokenizer: PreTrainedTokenizerBase, **given: Any) -> None:
+    for texts in ([*ODD, SHORT], [(text, SHORT) for text in ODD]):
+        quick, whole = (encode(tokenizer, texts, places=places, **given) for places in (False, True))
+        assert (quick.sequences, quick.row, quick.truncated) == (whole.sequences, whole.row, whole.truncated)
+        assert (len(whole.encodings), quick.encodings) == (len(whole.sequences), [])
+
+
+@pytest.mark.parametrize("doc_stride", [None, 0, 3])
+def test_sequences_are_the_same_without_the_places_of_their_tokens(kind: Kind, doc_stride: int | None) -> None:
+    for max_length in (24, 40, 64):
+        check_places_change_nothing(kind.tokenizer, max_length=max_length, doc_stride=doc_stride)
+
+
+@pytest.mark.parametrize("splits", [False, True])
+def test_the_side_of_truncation_and_split_special_tokens_hold_without_places(kind: Kind, splits: bool) -> None:
+    kind.tokenizer.truncation_side, kind.tokenizer.split_special_tokens = "left", splits
+    check_places_change_nothing(kind.tokenizer, max_length=24)
+
+
+def check_token_ids(tokenizer: PreTrainedTokenizerBase) -> None:
+    for special in (True, False):
+        for max_length in (None, 9):
+            cut = {"truncation": max_length is not None, "max_length": max_length, "add_special_tokens": special}
+            given: dict[str, Any] = {"special": special, "max_length": max_length}
+            assert token_ids(tokenizer, ODD, **given) == tokenizer(ODD, **cut)["input_ids"]
+            targets = tokenizer(text_target=ODD, **cut)["input_ids"]
+            assert token_ids(tokenizer, ODD, as_target=True, **given) == targets
+
+
+def test_tokens_are_those_of_a_call(kind: Kind) -> None:
+    check_token_ids(kind.tokenizer)
+
+
+@pytest.mark.parametrize("save", [save_marian, save_mbart])
+def test_tokens_are_those_of_a_call_in_either_of_two_languages(save: Callable[[Path], str], tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(save(tmp_path))
+    sources, targets = (token_ids(tokenizer, [SHORT], as_target=as_target) for as_target in (False, True))
+    assert sources != targets
+    check_token_ids(tokenizer)
+
+
+class _OwnCall(BertTokenizer):
+    def __call__(self, text: Any = None, *given: Any, **options: Any) -> BatchEncoding:
+        return super().__call__([f"{each}!" for each in text], *given, **options)
+
+
+class _OwnEncoding(BertTokenizer):
+    def _encode_plus(self, text: Any, *given: Any, **options: Any) -> BatchEncoding:
+        return super()._encode_plus([f"{each}!" for each in text], *given, **options)
+
+
+@pytest.mark.parametrize("kind", [_OwnCall, _OwnEncoding])
+def test_a_tokenizers_own_call_is_called(kind: type[BertTokenizer], bert: str) -> None:
+    shouted, shouting = token_ids(load_tokenizer(bert), [f"{SHORT}!"]), kind.from_pretrained(bert)
+    assert token_ids(shouting, [SHORT]) == shouted
+    assert ids(encode(shouting, [SHORT], max_length=64, places=False)) == shouted
 
 
 # Where a token came from

@@ -131,7 +131,7 @@ class TextClassificationDataModule(TextDataModule):
         texts = [
             (row.values["text"], pair) if pair else row.values["text"] for row, pair in zip(rows, pairs, strict=True)
         ]
-        encoded = encode(self.tokenizer, texts, max_length=self.max_length, doc_stride=self.doc_stride)
+        encoded = encode(self.tokenizer, texts, max_length=self.max_length, doc_stride=self.doc_stride, places=False)
         columns: dict[str, list[Any]] = {name: [[] for _ in rows] for name in self.window_columns}
         for row, tokens in zip(encoded.row, encoded.sequences, strict=True):
             for name in columns:
