@@ -126,8 +126,9 @@ def _attend(
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     # The same for all tokens: softmax drops it, but a parameter without a gradient would stop DDP.
     scores = scores + torch.einsum("bhk,hk->bh", asked, key.bias.unflatten(0, heads)).unsqueeze(2)
+    scores = scores * attention.scaling
     dropout = attention.dropout.p if attention.training else 0.0
-    weights = attention_weights(scores, None if shown is None else shown[:, 0, :1], dropout, attention.scaling)
+    weights = attention_weights(scores, None if shown is None else shown[:, 0, :1], dropout)
     weights = weights.to(hidden_states.dtype)
     found_there = weights @ hidden_states
     found = torch.einsum("bhd,hkd->bhk", found_there, value.weight.unflatten(0, heads))

@@ -188,6 +188,21 @@ def test_autocast_counts_as_half_precision(width: int, by_formula: list[float]) 
     torch.testing.assert_close(found.float(), expected, rtol=0.02, atol=0.02)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_what_is_masked_weighs_nothing_and_a_row_without_anything_to_see_is_finite(dtype: torch.dtype) -> None:
+    # Scores so low that float16 has no room for them beyond its lowest number.
+    query, key, value = ((10 * each.abs()).to(dtype) for each in tensors(width=64))
+    query = -query
+    shown = torch.rand(2, 1, 64, 64) < 0.5
+    shown[0, 0, 3], shown[:, :, :, 5] = False, False
+    before = formula._by_formula(query, key, value, shown, 0.0, 0.3)
+    value[:, :, 5] = 1000
+    after = formula._by_formula(query, key, value, shown, 0.0, 0.3)
+    assert before.isfinite().all()
+    sees = shown[:, 0].any(2)
+    assert torch.equal(before[sees], after[sees])
+
+
 def test_what_nobody_learns_from_is_read() -> None:
     query, _, value = (each.bfloat16().requires_grad_() for each in tensors(65))
     assert formula._is_quicker(query, value)
