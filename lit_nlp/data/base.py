@@ -149,9 +149,14 @@ class TextDataModule(LightningDataModule):
         raise NotImplementedError
 
     @cached_property
+    def id_type(self) -> pa.DataType:
+        """What holds a token's id: two bytes, unless the tokenizer knows too many."""
+        return pa.uint16() if max(self.tokenizer.get_vocab().values()) < 2**16 else pa.int32()
+
+    @cached_property
     def window_columns(self) -> dict[str, pa.DataType]:
         """The columns that the backbone reads, where a row is a list of windows: a number for each token of each."""
-        ids, types = pa.list_(pa.list_(pa.int32())), pa.list_(pa.list_(pa.int8()))
+        ids, types = pa.list_(pa.list_(self.id_type)), pa.list_(pa.list_(pa.int8()))
         has_types = "token_type_ids" in self.tokenizer.model_input_names
         return {"input_ids": ids, "token_type_ids": types} if has_types else {"input_ids": ids}
 

@@ -1,9 +1,9 @@
 """Which rows go together: batches of like length, by rows or by tokens, resumable, one share a process."""
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from itertools import cycle, islice
+from itertools import cycle, islice, pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -15,6 +15,8 @@ from lit_nlp.errors import ConfigError, require
 
 # Tokens of each row, on each side that is padded by itself: the text's, or source's and target's.
 Lengths: TypeAlias = Int[np.ndarray, "rows sides"]
+# The numbers of rows that go together: a list would take five times the memory.
+Rows: TypeAlias = Int[np.ndarray, " _"]
 
 # Rows are sorted by length within pools of this many batches: far enough to leave next to no padding,
 # near enough that an epoch stays a shuffle.
@@ -27,7 +29,7 @@ def plan_batches(
     batch_size: int,
     max_tokens: int | None = None,
     generator: torch.Generator | None = None,
-) -> list[list[int]]:
+) -> list[Rows]:
     """Return the batches of one epoch, as row numbers: every row once, rows of like length together.
 
     Args:
@@ -39,9 +41,9 @@ def plan_batches(
             lack of memory shows at once, and the others mixed, so that the first few are like the rest.
     """
     if generator is None:
-        longest, *others = _fill(np.arange(len(lengths)), lengths, batch_size, max_tokens) or [[]]
-        mixed = torch.randperm(len(others), generator=torch.Generator().manual_seed(0)).tolist()
-        return [batch for batch in (longest, *(others[i] for i in mixed)) if batch]
+        batches = _fill(np.arange(len(lengths)), lengths, batch_size, max_tokens)
+        mixed = torch.randperm(max(0, len(batches) - 1), generator=torch.Generator().manual_seed(0)).tolist()
+        return batches[:1] + [batches[1 + i] for i in mixed]
     order = torch.randperm(len(lengths), generator=generator).numpy()
     pool = batch_size * _POOL_BATCHES
     batches = []
@@ -50,25 +52,29 @@ def plan_batches(
     return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
 
-def _fill(rows: Int[np.ndarray, " some"], lengths: Lengths, batch_size: int, max_tokens: int | None) -> list[list[int]]:
+def _fill(rows: Rows, lengths: Lengths, batch_size: int, max_tokens: int | None) -> list[Rows]:
     """Sort rows from long to short, all sides together and then by the first, and cut them into batches."""
     rows = rows[np.lexsort((-lengths[rows, 0], -lengths[rows].sum(1)))]
-    if max_tokens is None:
-        return [rows[start : start + batch_size].tolist() for start in range(0, len(rows), batch_size)]
-    batches: list[list[int]] = []
+    starts: Sequence[int] = range(0, len(rows), batch_size)
+    if max_tokens is not None:
+        starts = _starts_within(max_tokens, lengths[rows], batch_size)
+    return [rows[start:stop] for start, stop in pairwise([*starts, len(rows)])]
+
+
+def _starts_within(max_tokens: int, lengths: Lengths, batch_size: int) -> list[int]:
+    """Return where batches begin that take in turn what the budget lets them."""
+    starts: list[int] = []
     widest: list[int] = []
-    for row, sides in zip(rows.tolist(), lengths[rows].tolist(), strict=True):
+    for row, sides in enumerate(lengths.tolist()):
         wider = list(map(max, widest, sides))
-        full = not batches or len(batches[-1]) == batch_size
-        if full or (len(batches[-1]) + 1) * sum(wider) > max_tokens:
-            batches.append([])
+        if not starts or row - starts[-1] == batch_size or (row - starts[-1] + 1) * sum(wider) > max_tokens:
+            starts.append(row)
             wider = sides
-        batches[-1].append(row)
         widest = wider
-    return batches
+    return starts
 
 
-def share(batches: list[list[int]], rank: int, world_size: int, *, even: bool) -> list[list[int]]:
+def share(batches: list[Rows], rank: int, world_size: int, *, even: bool) -> list[Rows]:
     """Return the batches of one process among `world_size`.
 
     Processes wait for each other at every batch, so each should get equally many.
@@ -88,7 +94,7 @@ def share(batches: list[list[int]], rank: int, world_size: int, *, even: bool) -
     return whole[rank::world_size]
 
 
-def _halved(batches: list[list[int]], count: int) -> list[list[int]]:
+def _halved(batches: list[Rows], count: int) -> list[Rows]:
     """Halve the last of the largest batches until there are `count`, or each holds one row."""
     batches = list(batches)
     while len(batches) < count and (most := max(map(len, batches), default=0)) > 1:
@@ -118,13 +124,13 @@ class BatchSampler:
         self.lengths, self.batch_size, self.max_tokens = lengths, batch_size, max_tokens
         self.shuffle, self.seed, self.rank, self.world_size = shuffle, seed, rank, world_size
         self.epoch = 0
-        self._planned: tuple[int, list[list[int]]] | None = None
+        self._planned: tuple[int, list[Rows]] | None = None
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose batches come next; Lightning calls it before each."""
         self.epoch = epoch
 
-    def batches(self) -> list[list[int]]:
+    def batches(self) -> list[Rows]:
         """Return this process's batches of the current epoch."""
         if self._planned is None or self._planned[0] != self.epoch:
             self._planned = (self.epoch, share(self._plan(), self.rank, self.world_size, even=self.shuffle))
@@ -136,7 +142,7 @@ class BatchSampler:
         arguments = [self.batch_size, self.max_tokens, self.shuffle, self.seed, self.world_size]
         return f"{arguments} {zlib.crc32(self.lengths.tobytes())}"
 
-    def _plan(self) -> list[list[int]]:
+    def _plan(self) -> list[Rows]:
         if not self.shuffle:
             return plan_batches(self.lengths, batch_size=self.batch_size, max_tokens=self.max_tokens)
         by_epoch = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
@@ -174,7 +180,7 @@ class Batches:
         self._given_out, self._resumed = (epoch, done), False
         loader = DataLoader(
             self.dataset,
-            batch_sampler=self.sampler.batches()[done:],
+            batch_sampler=(batch.tolist() for batch in self.sampler.batches()[done:]),
             collate_fn=self.collate,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),

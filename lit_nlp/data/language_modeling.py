@@ -84,9 +84,8 @@ class LanguageModelingDataModule(TextDataModule):
     @property
     def schema(self) -> pa.Schema:
         """One row a document, of any length."""
-        tokens = pa.list_(pa.int32())
-        fields = {"input_ids": tokens, "length": pa.int32(), "where": pa.string(), "text": pa.string()}
-        return pa.schema(fields | ({"words": tokens} if self.whole_words else {}))
+        fields = {"input_ids": pa.list_(self.id_type), "length": pa.int32(), "where": pa.string(), "text": pa.string()}
+        return pa.schema(fields | ({"words": pa.list_(pa.int32())} if self.whole_words else {}))
 
     def options(self, split: Split) -> dict[str, Any]:
         """Documents are kept whole: blocks of another length need no tokenising."""

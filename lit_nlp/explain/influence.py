@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import datasets
+import numpy as np
 import torch
 from captum.influence import TracInCP, TracInCPFast
 from jaxtyping import Float, Int
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from lit_nlp.data.base import TextDataModule
-from lit_nlp.data.batching import plan_batches
+from lit_nlp.data.batching import Rows, plan_batches
 from lit_nlp.errors import ConfigError, UserError, did_you_mean, require
 from lit_nlp.explain.attribution import check_asked
 from lit_nlp.explain.checkpoints import Checkpoint, read_run, weights_kept
@@ -150,20 +150,21 @@ class _Rows(Dataset[dict[str, Any]]):
 
     table: datasets.Dataset
     data: TextDataModule
-    plan: list[list[int]]
+    plan: list[Rows]
     device: torch.device
     bar: "tqdm[Any]"
 
     @property
     def order(self) -> Int[Tensor, " rows"]:
         """The rows as they come."""
-        return torch.tensor(list(chain(*self.plan)))
+        return torch.from_numpy(np.concatenate(self.plan))
 
     def __len__(self) -> int:
         return len(self.plan)
 
     def __getitem__(self, batch: int) -> dict[str, Any]:
-        columns = {"row": self.plan[batch], **self.table[self.plan[batch]]}
+        numbers = self.plan[batch].tolist()
+        columns = {"row": numbers, **self.table[numbers]}
         rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
         self.bar.update(len(rows))
         return _to(self.data.collate(rows), self.device)

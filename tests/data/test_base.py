@@ -220,6 +220,22 @@ def test_a_source_is_tokenised_once(make: Make, no_encoding: Callable[[], None])
     assert sorted(texts(second, "train") + texts(second, "val")) == sorted(texts(first, "train") + texts(first, "val"))
 
 
+@pytest.mark.parametrize(("largest", "size"), [(2**16 - 1, 2), (2**16, 4)])
+def test_a_token_takes_two_bytes_unless_there_are_too_many(
+    largest: int, size: int, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = make()
+    monkeypatch.setattr(type(data.tokenizer), "get_vocab", lambda _: {"a": 0, "b": largest})
+    tokenise = data.tokenise
+    tokens = [[0, largest]]
+    monkeypatch.setattr(
+        data, "tokenise", lambda rows, split: {**tokenise(rows, split), "input_ids": [tokens] * len(rows)}
+    )
+    table = given(data).tables["train"]
+    assert table[0]["input_ids"] == tokens
+    assert table.data.schema.field("input_ids").type.value_type.value_type.bit_width == 8 * size
+
+
 def test_the_cache_is_prepared_before_it_is_opened(make: Make, cache: Path, no_encoding: Callable[[], None]) -> None:
     make(test=make().sources["train"]).prepare_data()
     no_encoding()
