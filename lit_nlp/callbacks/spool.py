@@ -34,7 +34,7 @@ class Spool(Sequence[Any]):
         """Put the rows in the order of their numbers; those of one number, or without, stay as they came."""
         starts, numbers = (np.frombuffer(column, np.int64) for column in (self._starts, self._numbers))
         order = numbers.argsort(kind="stable")
-        self._starts, self._numbers = (array("q", column[order].tobytes()) for column in (starts, numbers))
+        starts[:], numbers[:] = starts[order], numbers[order]
 
     def __len__(self) -> int:
         return len(self._starts)
