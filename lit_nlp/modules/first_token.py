@@ -122,15 +122,16 @@ def _attend(
     heads = (-1, attention.attention_head_size)
     asked = query(hidden_states[:, 0]).unflatten(-1, heads)
     asked_there = torch.einsum("bhk,hkd->bhd", asked, key.weight.unflatten(0, heads))
-    scores = asked_there @ hidden_states.mT
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     # The same for all tokens: softmax drops it, but a parameter without a gradient would stop DDP.
-    scores = scores + torch.einsum("bhk,hk->bh", asked, key.bias.unflatten(0, heads)).unsqueeze(2)
-    scores = scores * attention.scaling
+    same = torch.einsum("bhk,hk->bh", asked, key.bias.unflatten(0, heads)).unsqueeze(2)
     dropout = attention.dropout.p if attention.training else 0.0
-    weights = attention_weights(scores, None if shown is None else shown[:, 0, :1], dropout)
-    weights = weights.to(hidden_states.dtype)
-    found_there = weights @ hidden_states
+    # So few numbers are multiplied as they are: oneDNN, which autocast calls, keeps memory for each width.
+    with torch.autocast(hidden_states.device.type, enabled=False):
+        scores = asked_there.to(hidden_states.dtype) @ hidden_states.mT
+        scores = (scores.to(torch.promote_types(scores.dtype, torch.float32)) + same) * attention.scaling
+        weights = attention_weights(scores, None if shown is None else shown[:, 0, :1], dropout)
+        weights = weights.to(hidden_states.dtype)
+        found_there = weights @ hidden_states
     found = torch.einsum("bhd,hkd->bhk", found_there, value.weight.unflatten(0, heads))
     found = found + weights.sum(-1, keepdim=True) * value.bias.unflatten(0, heads)
     found = found.flatten(1).unsqueeze(1)
