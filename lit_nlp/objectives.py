@@ -25,7 +25,7 @@ class Documents(NamedTuple):
 
     Attributes:
         ids: The tokens of each text; for `causal` with those that begin and end it.
-        words: For each token, the number of its word in the text; empty but for `whole_words`.
+        words: For each token, the number of its word in the text; empty unless `whole_words`.
     """
 
     ids: list[list[int]]
@@ -100,7 +100,13 @@ class Examples:
     def documents(self, texts: Sequence[str]) -> Documents:
         """Tokenise texts whole."""
         if self.whole_words:
-            found = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)
+            found = self.tokenizer(
+                list(texts),
+                add_special_tokens=False,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+                verbose=False,
+            )
             words = [[-1 if word is None else word for word in each.word_ids] for each in found.encodings]
             return Documents(found["input_ids"], words)
         ids = token_ids(self.tokenizer, texts, special=False)

@@ -175,7 +175,7 @@ def encode(
         sequences=[{name: columns[name][i] for name in names} for i in keep],
         row=[rows[i] for i in keep],
         truncated=[not windowed and row in split for row in range(len(texts))],
-        encodings=[encodings[i] for i in keep] if places else [],
+        encodings=[encodings[i] for i in keep] if encodings else [],
     )
 
 
@@ -196,13 +196,10 @@ def token_ids(
         as_target: Whether the texts are in the language that is translated to.
         max_length: Tokens of a text, special tokens included; None leaves it whole.
     """
-    cut: dict[str, Any] = {
-        "truncation": "do_not_truncate" if max_length is None else "longest_first",
-        "max_length": max_length,
-    }
     if _is_plain(tokenizer):
-        return [each.ids for each in _read(tokenizer, list(texts), special=special, **cut)]
+        return [each.ids for each in _read(tokenizer, list(texts), max_length=max_length, special=special)]
     given = {"text_target" if as_target else "text": list(texts), "add_special_tokens": special}
+    cut = {"truncation": max_length is not None, "max_length": max_length}
     ids: list[list[int]] = tokenizer(**given, **cut, verbose=False)["input_ids"]
     return ids
 
@@ -346,12 +343,12 @@ def _windows(
         cut: `truncation`, `max_length` and `stride`, as transformers takes them.
 
     Returns:
-        What transformers calls the parts of a window, and the window's text; and where places are asked for, what the
-        tokenizer knows of each.
+        The windows' columns by transformers' names, `overflow_to_sample_mapping` among them, and where places are asked
+        for what the tokenizer knows of each window.
     """
     if places or not _is_plain(tokenizer):
         encoding = tokenizer(firsts, seconds, **cut, return_overflowing_tokens=True, return_attention_mask=False)
-        return encoding, encoding.encodings
+        return encoding, encoding.encodings if places else []
     read = _read(tokenizer, firsts if seconds is None else list(zip(firsts, seconds, strict=True)), **cut)
     windows = [(row, window) for row, first in enumerate(read) for window in (first, *first.overflowing)]
     columns: dict[str, list[Any]] = {
@@ -364,7 +361,7 @@ def _windows(
 
 
 def _is_plain(tokenizer: PreTrainedTokenizerBase) -> TypeGuard[TokenizersBackend]:
-    """Whether to call a tokenizer is no more than to ask the tokenizers library.
+    """Whether to call a tokenizer is no more than to ask the tokenizers library, as of transformers 5.23.
 
     Some have a call of their own, and those of several languages switch between these.
     """
@@ -381,13 +378,13 @@ def _read(
     tokenizer: TokenizersBackend,
     texts: list[str] | list[tuple[str, str]],
     *,
-    truncation: str,
+    truncation: str = "longest_first",
     max_length: int | None,
     stride: int = 0,
     special: bool = True,
 ) -> list[Encoding]:
-    """Tokenise as a call of a plain tokenizer, without the places of tokens, which take it a third longer."""
-    strategy = TruncationStrategy(truncation)
+    """Tokenise as a call of a plain tokenizer does, but without the places of tokens."""
+    strategy = TruncationStrategy.DO_NOT_TRUNCATE if max_length is None else TruncationStrategy(truncation)
     tokenizer.set_truncation_and_padding(PaddingStrategy.DO_NOT_PAD, strategy, max_length or 0, stride, None, None)
     backend = tokenizer.backend_tokenizer
     backend.encode_special_tokens = tokenizer.split_special_tokens

@@ -221,6 +221,20 @@ def test_sequences_are_the_same_without_the_places_of_their_tokens(kind: Kind, d
         check_places_change_nothing(kind.tokenizer, max_length=max_length, doc_stride=doc_stride)
 
 
+@pytest.mark.parametrize("doc_stride", [None, 0])
+def test_of_a_pair_the_same_text_is_cut_without_places(
+    doc_stride: int | None, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    pair = (SHORT, "a second text that takes more than half of the room")
+    max_length = len(ids(encode(tokenizer, [pair], max_length=64))[0]) - 2
+    whole, quick = (
+        encode(tokenizer, [pair], max_length=max_length, doc_stride=doc_stride, places=places)
+        for places in (True, False)
+    )
+    assert quick.sequences == whole.sequences
+    assert len(quick.sequences) == (1 if doc_stride is None else 2)
+
+
 @pytest.mark.parametrize("splits", [False, True])
 def test_the_side_of_truncation_and_split_special_tokens_hold_without_places(kind: Kind, splits: bool) -> None:
     kind.tokenizer.truncation_side, kind.tokenizer.split_special_tokens = "left", splits

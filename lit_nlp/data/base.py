@@ -150,7 +150,7 @@ class TextDataModule(LightningDataModule):
 
     @cached_property
     def id_type(self) -> pa.DataType:
-        """What holds a token's id: two bytes, unless the tokenizer knows too many."""
+        """What holds the id of a token that a text is read as: two bytes, unless the tokenizer knows too many."""
         return pa.uint16() if max(self.tokenizer.get_vocab().values()) < 2**16 else pa.int32()
 
     @cached_property

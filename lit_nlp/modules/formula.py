@@ -47,7 +47,7 @@ def _attend(
 ) -> tuple[Float[Tensor, "batch queries heads head"], None]:
     causal = attention_mask is None and (getattr(module, "is_causal", True) if is_causal is None else is_causal)
     boolean = attention_mask is None or attention_mask.dtype == torch.bool
-    knows = boolean and all(options.get(name) is None for name in _ASKED)
+    knows = boolean and not isinstance(scaling, Tensor) and all(options.get(name) is None for name in _ASKED)
     if not knows or not (dropout or _is_quicker(query, value)):
         return sdpa_attention_forward(
             module,
@@ -87,7 +87,8 @@ def _by_formula(
     nothing = query.new_empty(1, 1, 1)
     scores = torch.baddbmm(nothing, query.flatten(0, 1), key.flatten(0, 1).mT, beta=0, alpha=scaling)
     scores = scores.unflatten(0, query.shape[:2])
-    if scores.shape[-1] < _WIDE:
+    # float16 has no number that hides every score.
+    if scores.dtype == torch.float16 or scores.shape[-1] < _WIDE:
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     weights = attention_weights(scores, shown, dropout)
     return (weights.to(value.dtype) @ value).transpose(1, 2).contiguous()
@@ -102,6 +103,6 @@ def attention_weights(
         if shown is not None:
             # Added: torch fills by a mask far more slowly. Half of the lowest number, so that none becomes infinite.
             lowest = scores.new_tensor(torch.finfo(scores.dtype).min / 2)
-            scores = scores.add_(torch.where(shown, torch.zeros_like(lowest), lowest))
+            scores.add_(torch.where(shown, torch.zeros_like(lowest), lowest))
         weights = scores.softmax(-1)
         return cheap_dropout(weights, dropout) if dropout else weights

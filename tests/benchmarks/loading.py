@@ -40,10 +40,10 @@ def tokenise(setting: Setting) -> list[Line]:
             with clock.running():
                 data.prepare_data()
             again = data_module()
-            with patch.object(again, "tokenise") as calls:
+            with patch.object(again, "tokenise", wraps=again.tokenise) as calls:
                 again.prepare_data()
         clock.done = len(texts)
-        told["texts tokenised at the second start"] = calls.call_count
+        told["calls of tokenise at the second start"] = calls.call_count
 
     def theirs(method: str, clock: Clock) -> None:
         data = data_module()

@@ -24,6 +24,9 @@ def test_rows_come_back_in_the_order_of_their_numbers_however_often_they_are_rea
     assert spool[1:3] == expected[1:3]
     with pytest.raises(IndexError):
         spool[4]
+    spool.extend([Row(0, "later")])
+    spool.sort()
+    assert list(spool) == [*expected[:2], Row(0, "later"), *expected[2:]]
 
 
 def test_it_leaves_no_file_behind(tmp_path: Path) -> None:

@@ -60,6 +60,7 @@ class Numbers(Dataset[dict[str, Any]]):
         return self.size
 
     def __getitems__(self, rows: list[int]) -> list[dict[str, Any]]:
+        assert {*map(type, rows)} == {int}
         return [{"row": row} for row in rows]
 
 

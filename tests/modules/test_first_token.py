@@ -166,6 +166,19 @@ def test_of_each_type_logits_are_as_exact(dtype: torch.dtype, error: float) -> N
     torch.testing.assert_close(logits.double(), exact, rtol=0, atol=error)
 
 
+@pytest.mark.parametrize("kind", ABSORBED)
+def test_under_autocast_logits_are_as_exact(kind: str) -> None:
+    model = classifier(kind)
+    exact = model(**inputs()).logits
+    with torch.autocast("cpu", torch.bfloat16):
+        of_all = model(**inputs()).logits
+        with first_token_only(model):
+            spared = model(**inputs()).logits
+            slopes = gradients(model)
+    assert (spared - exact).abs().max() < 2 * (of_all - exact).abs().max()
+    assert slopes.keys() == gradients(model).keys()
+
+
 def test_one_within_another_changes_nothing() -> None:
     model = classifier("bert")
     logits = model(**inputs()).logits

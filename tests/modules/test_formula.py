@@ -194,6 +194,8 @@ def test_what_is_masked_weighs_nothing_and_a_row_without_anything_to_see_is_fini
     query, key, value = ((10 * each.abs()).to(dtype) for each in tensors(width=64))
     query = -query
     shown = torch.rand(2, 1, 64, 64) < 0.5
+    # What is masked would score far higher.
+    key[:, :, 5] *= -20
     shown[0, 0, 3], shown[:, :, :, 5] = False, False
     before = formula._by_formula(query, key, value, shown, 0.0, 0.3)
     value[:, :, 5] = 1000
