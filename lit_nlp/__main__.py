@@ -44,9 +44,13 @@ def main(args: list[str] | None = None) -> int:
         return 0
     # Large tensors on huge pages, where a step fills new memory far faster; torch looks for it when it is imported.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    from lit_nlp.cli import run
+    try:
+        from lit_nlp.cli import run
 
-    return run(args)
+        return run(args)
+    except KeyboardInterrupt:  # before there is anything to end softly
+        print("lit-nlp: interrupted", file=sys.stderr)
+        return 130
 
 
 def _installed(name: str) -> bool:

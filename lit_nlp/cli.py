@@ -57,6 +57,8 @@ _BESIDE_THE_POINT = (
     ".*isinstance.treespec, LeafSpec.",
     "The number of training batches .* is smaller than the logging interval",
     "Precision .* is not supported by the model summary",
+    # Said by `after_fit` in words of ours.
+    ".*could not find the monitored key in the returned metrics",
 )
 
 
@@ -377,16 +379,19 @@ class LitNLPCLI(LightningCLI):
         """Say where the results lie.
 
         Raises:
-            ConfigError: The run that was resumed had ended already.
+            ConfigError: The run that was resumed had ended already, or there was no step to take.
         """
-        if self.trainer.global_step == self.resumed_at:
+        steps, most = self.trainer.global_step, self.trainer.max_steps
+        if steps == self.resumed_at:
             raise ConfigError(
-                f"nothing was trained: the checkpoint has done {self.trainer.max_epochs} epochs already",
-                where="trainer.max_epochs",
+                f"nothing was trained: {steps} steps are done already"
+                f" (epochs, with one that max_steps cut short: {self.trainer.current_epoch})",
+                where="trainer.max_steps" if 0 <= most <= steps else "trainer.max_epochs",
                 mend="raise it to go on",
             )
         written = [str(path) for name in ("best", "last") if (path := self.folder / f"{name}.ckpt").exists()]
-        rank_zero_info(f"Checkpoints: {', '.join(written) or 'none'}")
+        unmeasured = ": the run ended before it was validated" if len(written) == 1 else ""
+        rank_zero_info(f"Checkpoints: {', '.join(written) or 'none'}{unmeasured}")
         if written and hasattr(self.model, "save_backbone") and self.trainer.is_global_zero:
             # Pre-training ends here: every other config takes this folder as its backbone.
             type(self.model).load_from_checkpoint(written[0]).save_backbone(self.folder / "backbone")
@@ -568,6 +573,8 @@ def _check_arguments(args: list[str]) -> None:
         )
     if [option for option, _ in _options(args)].count("text") > 1:
         raise ConfigError("explain takes one text", where="--text", mend="put several into a file: --data.test FILE")
+    if args == ["fit"]:
+        raise ConfigError("fit what?", mend="give a task's --config FILE, such as --config configs/sentiment.yaml")
     for option, path in _options(args):
         if option in ("c", "config"):
             if "://" in path:

@@ -280,7 +280,8 @@ def test_what_only_changes_how_a_model_runs_is_no_conflict(project: Path) -> Non
         (["fit", "--config", "config.yaml", "--data.backbone", "other"], "model.backbone"),
         (["fit", "--config", "config.yaml", "--ckpt_path", "last"], "last.ckpt: there is no such checkpoint file"),
         (["test", "--config", "config.yaml", "--ckpt_path", "http://x/y.ckpt"], "not from a URL"),
-        (["fit"], "required"),
+        (["fit"], "give a task's --config FILE, such as --config configs/sentiment.yaml"),
+        (["fit", "--trainer.max_epochs", "1"], "required"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(
@@ -570,3 +571,30 @@ def test_a_module_of_another_project_runs_with_our_data(project: Path, monkeypat
     data = ["--data", "lit_nlp.SentimentDataModule", "--data.train", "train.jsonl", "--data.val", "val.jsonl"]
     trainer = ["--trainer.max_epochs", "1", "--trainer.accelerator", "cpu", "--trainer.limit_val_batches", "0"]
     assert command.main(["fit", "--model", "foreign.Foreign", *data, "--data.backbone", "backbone", *trainer]) == 0
+
+
+# A run that does nothing, or ends early
+
+
+def test_who_trains_nothing_is_told_what_is_done_already(
+    project: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert lit_nlp("fit", "--trainer.max_steps", "0", "--name", "none") == 2
+    assert "trainer.max_steps: nothing was trained: 0 steps are done already" in capfd.readouterr().err
+    assert lit_nlp("fit", "--trainer.max_steps", "1", "--name", "one") == 0
+    assert f"Checkpoints: {Path('checkpoints/one/last.ckpt')}: the run ended before it was validated" in caplog.text
+    assert "monitored key" not in capfd.readouterr().err
+    assert lit_nlp("fit", "--ckpt_path", "last", "--name", "one") == 2
+    problem = "nothing was trained: 1 steps are done already (epochs, with one that max_steps cut short: 1)"
+    assert f"trainer.max_epochs: {problem}; raise it to go on" in capfd.readouterr().err
+
+
+def test_ctrl_c_while_it_is_still_being_imported_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(_: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "run", interrupt)
+    assert command.main(["fit"]) == 130
+    assert capfd.readouterr().err == "lit-nlp: interrupted\n"

@@ -457,6 +457,8 @@ def _decode(file: File, text: str, at: int, first_line: int, *, whole: bool = Tr
         return value, end
     except json.JSONDecodeError as error:
         raise _broken(file, error.msg, text, error.pos, first_line) from error
+    except UnicodeEncodeError as error:
+        raise _half_character(file.line(first_line + _newlines(text, at))) from error
     except (ValueError, RecursionError) as error:
         raise _broken(file, str(error), text, at, first_line, "correct the object that begins here") from error
 
@@ -519,7 +521,7 @@ def _squad_row(file: File, asked: dict[str, Any], name: str) -> dict[str, Any]:
     try:
         _check_surrogates(row)
     except ValueError as error:
-        raise _half_character(file, name, error) from error
+        raise _half_character(f"{file.name}, {name}") from error
     return row
 
 
@@ -534,12 +536,12 @@ def _part(file: File, value: Any, key: str, kind: type, place: str) -> Any:
     try:
         _check_surrogates(part if kind is str else "")
     except ValueError as error:
-        raise _half_character(file, place, error) from error
+        raise _half_character(f"{file.name}, {place}") from error
     return part
 
 
-def _half_character(file: File, place: str, error: ValueError) -> DataError:
-    return DataError(f"broken JSON: {error}", where=f"{file.name}, {place}", mend="write the whole character")
+def _half_character(where: str) -> DataError:
+    return DataError("a lone surrogate, half of a character", where=where, mend="write the whole character")
 
 
 def _holds(values: list[Any], key: str) -> bool:
