@@ -29,7 +29,7 @@ CLASH = (
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 2 for a mistake in what was given."""
+    """Run the command line; returns the exit status: 2 for a mistake in what was given, 130 for Ctrl-C."""
     args = sys.argv[1:] if args is None else args
     if _installed("lit-nlp"):
         print(CLASH, file=sys.stderr)
@@ -48,7 +48,7 @@ def main(args: list[str] | None = None) -> int:
         from lit_nlp.cli import run
 
         return run(args)
-    except KeyboardInterrupt:  # before there is anything to end softly
+    except KeyboardInterrupt:
         print("lit-nlp: interrupted", file=sys.stderr)
         return 130
 

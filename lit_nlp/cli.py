@@ -65,7 +65,10 @@ _BESIDE_THE_POINT = (
 def run(args: list[str]) -> int:
     """Run a verb; returns the exit status.
 
-    0 is done, 2 a mistake in what was given, 130 ended by the keyboard, 143 by SIGTERM.
+    0 is done, 2 a mistake in what was given, 130 a fit that ended by the keyboard, 143 one by SIGTERM.
+
+    Raises:
+        KeyboardInterrupt: Anything else ended by the keyboard.
     """
     transformers.utils.logging.disable_progress_bar()
     warnings.formatwarning = lambda message, *_, **__: f"lit-nlp: {_one_line(str(message))}\n"
@@ -103,9 +106,6 @@ def run(args: list[str]) -> int:
     except SIGTERMException:
         print("lit-nlp: ended early; --ckpt_path with the run's last.ckpt goes on from here", file=sys.stderr)
         return 130 if interrupted else 143
-    except KeyboardInterrupt:
-        print("lit-nlp: interrupted", file=sys.stderr)
-        return 130
     except OSError as error:
         if error.filename is None:
             raise
@@ -390,7 +390,8 @@ class LitNLPCLI(LightningCLI):
                 mend="raise it to go on",
             )
         written = [str(path) for name in ("best", "last") if (path := self.folder / f"{name}.ckpt").exists()]
-        unmeasured = ": the run ended before it was validated" if len(written) == 1 else ""
+        measured = (self.folder / "best.ckpt").exists()
+        unmeasured = ": the run ended before it was validated" if written and not measured else ""
         rank_zero_info(f"Checkpoints: {', '.join(written) or 'none'}{unmeasured}")
         if written and hasattr(self.model, "save_backbone") and self.trainer.is_global_zero:
             # Pre-training ends here: every other config takes this folder as its backbone.

@@ -64,6 +64,11 @@ def first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0]
 
 
+def half_character(where: str) -> DataError:
+    """Return the error for a text that isn't whole Unicode."""
+    return DataError("a lone surrogate, half of a character", where=where, mend="write the whole character")
+
+
 def did_you_mean(got: str, known: Iterable[str]) -> str | None:
     """Return the question that points to the known word nearest to `got`, if one is near."""
     near = get_close_matches(got, list(known), n=1)

@@ -20,7 +20,7 @@ from transformers.tokenization_utils_base import TruncationStrategy
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 from transformers.utils import PaddingStrategy
 
-from lit_nlp.errors import BackboneError, ConfigError, DataError, require_list
+from lit_nlp.errors import BackboneError, ConfigError, DataError, half_character, require_list
 
 Text = str | tuple[str, str]
 Tokens = dict[str, list[int]]
@@ -106,7 +106,7 @@ def check_texts(texts: Sequence[Text]) -> None:
             problem = f"expected a text, or a tuple of two, got {text!r:.80}"
             raise ConfigError(problem, where=where, mend="write text or (text, text_pair)")
         if any(map(_HALF_CHARACTER.search, parts)):
-            raise DataError("a lone surrogate, half of a character", where=where, mend="write the whole character")
+            raise half_character(where)
 
 
 def check_as_many(texts: Sequence[Text], **of_texts: Sequence[Any] | None) -> None:
@@ -231,7 +231,7 @@ def encode_windows(
     _check_fast(tokenizer)
     for pair, place in zip(pairs, places, strict=True):
         if _HALF_CHARACTER.search("".join(pair)):
-            raise DataError("a lone surrogate, half of a character", where=place, mend="write the whole character")
+            raise half_character(place)
         if not all(map(str.strip, pair)):
             raise DataError("the question or its context is blank", where=place, mend="fill it in, or leave it out")
     special = tokenizer.num_special_tokens_to_add(pair=True)

@@ -1,7 +1,7 @@
 """Which rows go together: batches of like length, by rows or by tokens, resumable, one share a process."""
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from itertools import cycle, islice, pairwise
 from typing import Any, TypeAlias
@@ -42,8 +42,9 @@ def plan_batches(
     """
     if generator is None:
         batches = _fill(np.arange(len(lengths)), lengths, batch_size, max_tokens)
-        mixed = torch.randperm(max(0, len(batches) - 1), generator=torch.Generator().manual_seed(0)).tolist()
-        return batches[:1] + [batches[1 + i] for i in mixed]
+        longest, others = batches[:1], batches[1:]
+        mixed = torch.randperm(len(others), generator=torch.Generator().manual_seed(0)).tolist()
+        return longest + [others[i] for i in mixed]
     order = torch.randperm(len(lengths), generator=generator).numpy()
     pool = batch_size * _POOL_BATCHES
     batches = []
@@ -55,9 +56,8 @@ def plan_batches(
 def _fill(rows: Rows, lengths: Lengths, batch_size: int, max_tokens: int | None) -> list[Rows]:
     """Sort rows from long to short, all sides together and then by the first, and cut them into batches."""
     rows = rows[np.lexsort((-lengths[rows, 0], -lengths[rows].sum(1)))]
-    starts: Sequence[int] = range(0, len(rows), batch_size)
-    if max_tokens is not None:
-        starts = _starts_within(max_tokens, lengths[rows], batch_size)
+    every = range(0, len(rows), batch_size)
+    starts = every if max_tokens is None else _starts_within(max_tokens, lengths[rows], batch_size)
     return [rows[start:stop] for start, stop in pairwise([*starts, len(rows)])]
 
 

@@ -24,7 +24,7 @@ from glob import glob, has_magic
 from itertools import chain, zip_longest
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeAlias, cast
 
-from lit_nlp.errors import DataError, did_you_mean
+from lit_nlp.errors import DataError, did_you_mean, half_character
 from lit_nlp.packages import PREFIX as PACKAGE
 from lit_nlp.packages import locate
 
@@ -453,18 +453,19 @@ def _decode(file: File, text: str, at: int, first_line: int, *, whole: bool = Tr
     try:
         value, end = _DECODER.raw_decode(text, at)
         if whole and text.find("\\u", at, end) >= 0:
-            _check_surrogates(value)
+            _check_surrogates(value, lambda: file.line(first_line + _newlines(text, at)))
         return value, end
     except json.JSONDecodeError as error:
         raise _broken(file, error.msg, text, error.pos, first_line) from error
-    except UnicodeEncodeError as error:
-        raise _half_character(file.line(first_line + _newlines(text, at))) from error
     except (ValueError, RecursionError) as error:
         raise _broken(file, str(error), text, at, first_line, "correct the object that begins here") from error
 
 
-def _check_surrogates(value: Any) -> None:
-    json.dumps(value, ensure_ascii=False).encode()  # fails where half of a surrogate pair was escaped
+def _check_surrogates(value: Any, where: Callable[[], str]) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()  # fails where half of a surrogate pair was escaped
+    except UnicodeEncodeError as error:
+        raise half_character(where()) from error
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -518,10 +519,7 @@ def _squad_row(file: File, asked: dict[str, Any], name: str) -> dict[str, Any]:
     row: dict[str, Any] = {key: asked[key] for key in names if key in asked}
     if row.get("is_impossible"):
         row.setdefault("answers", [])
-    try:
-        _check_surrogates(row)
-    except ValueError as error:
-        raise _half_character(f"{file.name}, {name}") from error
+    _check_surrogates(row, lambda: f"{file.name}, {name}")
     return row
 
 
@@ -533,15 +531,9 @@ def _part(file: File, value: Any, key: str, kind: type, place: str) -> Any:
         problem = f"expected {'text' if kind is str else 'a list'} under {key!r}, got {found}"
         raise DataError(problem, where=where, mend="write it as SQuAD does: data, paragraphs, context, qas, question")
     part = value[key]
-    try:
-        _check_surrogates(part if kind is str else "")
-    except ValueError as error:
-        raise _half_character(f"{file.name}, {place}") from error
+    if kind is str:
+        _check_surrogates(part, lambda: where)
     return part
-
-
-def _half_character(where: str) -> DataError:
-    return DataError("a lone surrogate, half of a character", where=where, mend="write the whole character")
 
 
 def _holds(values: list[Any], key: str) -> bool:
