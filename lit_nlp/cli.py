@@ -384,8 +384,7 @@ class LitNLPCLI(LightningCLI):
         steps, most = self.trainer.global_step, self.trainer.max_steps
         if steps == self.resumed_at:
             raise ConfigError(
-                f"nothing was trained: {steps} steps are done already"
-                f" (epochs, with one that max_steps cut short: {self.trainer.current_epoch})",
+                f"nothing was trained: {steps} steps are done already ({self.trainer.current_epoch} epochs)",
                 where="trainer.max_steps" if 0 <= most <= steps else "trainer.max_epochs",
                 mend="raise it to go on",
             )

@@ -584,8 +584,14 @@ def test_who_trains_nothing_is_told_what_is_done_already(
     assert lit_nlp("fit", "--trainer.max_steps", "1", "--name", "one") == 0
     assert f"Checkpoints: {Path('checkpoints/one/last.ckpt')}: the run ended before it was validated" in caplog.text
     assert "monitored key" not in capfd.readouterr().err
+    assert lit_nlp("fit", "--ckpt_path", "last", "--name", "one", "--trainer.max_steps", "1") == 2
+    assert "trainer.max_steps: nothing was trained: 1 steps are done already (0 epochs)" in capfd.readouterr().err
+    assert lit_nlp("fit", "--ckpt_path", "last", "--name", "one") == 0, "the rest of the epoch"
+    steps = torch.load("checkpoints/one/last.ckpt", weights_only=True)["global_step"]
+    assert steps > 1
+    capfd.readouterr()
     assert lit_nlp("fit", "--ckpt_path", "last", "--name", "one") == 2
-    problem = "nothing was trained: 1 steps are done already (epochs, with one that max_steps cut short: 1)"
+    problem = f"nothing was trained: {steps} steps are done already (1 epochs)"
     assert f"trainer.max_epochs: {problem}; raise it to go on" in capfd.readouterr().err
 
 

@@ -32,6 +32,20 @@ class LastCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save with the epoch not yet counted, so that a resumed run ends it.
+
+        Once it is counted, Lightning leaves out the rest of one that `max_steps` cut short, and with `max_steps` counts
+        one that is whole twice.
+        """
+        progress: Any = trainer.fit_loop.epoch_progress
+        counts = progress.total, progress.current
+        for each in counts:
+            each.processed -= 1
+        super().on_train_epoch_end(trainer, pl_module)
+        for each in counts:
+            each.processed += 1
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save where a signal ended the run behind a batch."""
         if isinstance(exception, SIGTERMException):

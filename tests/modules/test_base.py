@@ -520,6 +520,53 @@ def test_a_run_that_a_signal_ended_goes_on_bit_by_bit_from_where_it_stopped(
     assert same(weights(resumed), weights(unbroken))
 
 
+@pytest.mark.parametrize("rest", [{"max_epochs": 2}, {"max_steps": 10, "max_epochs": -1}], ids=["epochs", "steps"])
+@pytest.mark.parametrize(
+    ("steps", "validating"),
+    [(3, {}), (5, {}), (7, {}), (3, {"val_check_interval": 2}), (4, {"val_check_interval": 2})],
+)
+def test_a_run_that_max_steps_ended_goes_on_bit_by_bit_when_more_are_asked_for(
+    steps: int, validating: dict[str, int], rest: dict[str, int], data: Data, module: Module, tmp_path: Path
+) -> None:
+    # How fast a rate decays depends on how many steps are asked for.
+    even: dict[str, Any] = {"scheduler": "constant", "warmup": 0.0}
+    torch.manual_seed(1)
+    plain_trainer(max_epochs=2, **validating).fit(unbroken := module(**even), data())
+    torch.manual_seed(1)
+    some = plain_trainer(
+        max_steps=steps, max_epochs=-1, callbacks=[LastCheckpoint(tmp_path)], enable_checkpointing=True, **validating
+    )
+    some.fit(module(**even), data())
+    torch.manual_seed(99)
+    (more := plain_trainer(**rest, **validating)).fit(
+        resumed := module(**even), data(), ckpt_path=str(tmp_path / "last.ckpt")
+    )
+    assert more.global_step == 10
+    assert same(weights(resumed), weights(unbroken))
+
+
+class StopAfter(Callback):
+    """Asks for the end after so many batches, as a timer does."""
+
+    def __init__(self, batches: int) -> None:
+        self.batches = batches
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        trainer.should_stop = trainer.global_step == self.batches
+
+
+@pytest.mark.parametrize("batches", [3, 5, 7])
+def test_so_does_one_that_a_timer_ended(batches: int, data: Data, module: Module, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    plain_trainer(max_epochs=2).fit(unbroken := module(), data())
+    torch.manual_seed(1)
+    kept = [StopAfter(batches), LastCheckpoint(tmp_path)]
+    plain_trainer(max_epochs=2, callbacks=kept, enable_checkpointing=True).fit(module(), data())
+    torch.manual_seed(99)
+    plain_trainer(max_epochs=2).fit(resumed := module(), data(), ckpt_path=str(tmp_path / "last.ckpt"))
+    assert same(weights(resumed), weights(unbroken))
+
+
 def test_a_failure_leaves_the_last_checkpoint_alone(module: Module, data: Data, tmp_path: Path) -> None:
     last = tmp_path / "last.ckpt"
     with pytest.raises(Crash):
