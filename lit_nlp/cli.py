@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import torch
 import transformers
@@ -37,6 +37,7 @@ from lit_nlp.errors import CheckpointError, ConfigError, NonFiniteError, UserErr
 from lit_nlp.explain.options import Options
 from lit_nlp.files import unused, usable_folder, write_text
 from lit_nlp.modules.base import TransformerModule
+from lit_nlp.parser import Parser
 
 # What decides which rows are held out, where there is no validation data.
 _HOLDING_OUT = {"seed", "val_fraction", "limit"}
@@ -254,17 +255,6 @@ class LitNLPTrainer(Trainer):
         return datamodule.drawn(split, chosen) if isinstance(chosen, int) else datamodule.rows(split, chosen)
 
 
-class _Parser(LightningArgumentParser):
-    """Reports mistakes as the rest of the project does, and takes no option by its first letters alone."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, allow_abbrev=False, **kwargs)
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        mend = "see lit-nlp VERB --help"
-        raise ConfigError(_one_line(message).removesuffix(f"; {mend}"), mend=mend) from ex
-
-
 class LitNLPCLI(LightningCLI):
     """Builds data, model and trainer from configs and arguments, in this order, and runs a verb.
 
@@ -284,7 +274,7 @@ class LitNLPCLI(LightningCLI):
             LightningModule,
             LightningDataModule,
             trainer_class=LitNLPTrainer,
-            parser_class=_Parser,
+            parser_class=Parser,
             subclass_mode_model=True,
             subclass_mode_data=True,
             seed_everything_default=0,
@@ -594,11 +584,7 @@ def _options(args: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def _one_line(message: str) -> str:
-    """Shorten jsonargparse's report, of many lines, to the part that says what is wrong."""
-    line = " ".join(message.split())
-    key = re.match(r'Parser key "([^"]+)"', line)
-    problem = re.search(r"Errors: - (.*?)(?= - Expected a <class 'NoneType'>| Given value type:|$)", line)
-    return f"{key.group(1)}: {problem.group(1)}" if key and problem else line
+    return " ".join(message.split())
 
 
 def _conflict(checkpoint: str, asked: str, has: str) -> CheckpointError:

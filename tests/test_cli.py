@@ -272,8 +272,10 @@ def test_what_only_changes_how_a_model_runs_is_no_conflict(project: Path) -> Non
         (["tset"], "did you mean 'test'?"),
         (["fit", "--config", "gone.yaml"], "gone.yaml: there is no such config file"),
         (["fit", "--config", "https://example.org/x.yaml"], "read from a local file only"),
-        (["fit", "--config", "config.yaml", "--model.learning_rat", "1"], "'learning_rat' is not accepted"),
-        (["fit", "--config", "config.yaml", "--model.learning_rate", "fast"], "learning_rate"),
+        (
+            ["fit", "--config", "config.yaml", "--model.learning_rat", "1"],
+            "model: Option 'learning_rat' is not accepted; did you mean 'learning_rate'?",
+        ),
         (["fit", "--config", "config.yaml", "--model.learning_rate", "-1"], "learning_rate must be above 0"),
         (["fit", "--config", "config.yaml", "--data.train", "gone.csv"], "gone.csv: no such file"),
         (["fit", "--config", "config.yaml", "--model.backbone", "./gone"], "there is no such folder or file"),

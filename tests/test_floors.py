@@ -15,6 +15,7 @@ PACKAGE = Path(lit_nlp.__file__).parent
 FLOORS = [
     {"__main__"},
     {"cli"},
+    {"parser"},
     {"audit", "callbacks", "serve", "export"},
     {"explain"},
     {"modules"},
