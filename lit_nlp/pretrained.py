@@ -79,10 +79,11 @@ def unloadable(backbone: str, error: Exception) -> BackboneError:
     if "Unrecognized configuration class" in problem:
         kind = "its architecture has no head for this task"
         return BackboneError(kind, where=f"backbone {backbone}", mend="see the README for which backbones do what")
+    mend = "check the name and the network, or give a local folder or package:name/folder"
+    if Path(locate_backbone(backbone).path).exists():
+        mend = "check that it is whole: config.json, the weights and the tokenizer's files; or give another"
     return BackboneError(
-        f"it can't be loaded ({type(error).__name__}: {problem})",
-        where=f"backbone {backbone}",
-        mend="check the name and the network, or give a local folder or package:name/folder",
+        f"it can't be loaded ({type(error).__name__}: {problem})", where=f"backbone {backbone}", mend=mend
     )
 
 

@@ -298,6 +298,8 @@ def test_a_folder_that_cannot_be_used_is_told_in_one_line(
 ) -> None:
     backbone = changed(bert, tmp_path, change)
     refused(backbone, f"backbone {backbone}: {message}")
+    with pytest.raises(BackboneError, match=r"^(?!.*network)"):
+        TextClassificationModule(backbone, labels=LABELS)
 
 
 def refused(backbone: str, message: str) -> None:
@@ -348,6 +350,11 @@ def test_a_tokenizer_that_has_nothing_to_pad_with_is_refused(llama: str, tmp_pat
 )
 def test_a_backbone_that_is_not_there_is_told_in_one_line(backbone: str, message: str) -> None:
     refused(backbone, message)
+
+
+def test_of_a_name_on_the_hub_the_network_is_asked_about() -> None:
+    with pytest.raises(BackboneError, match="check the name and the network"):
+        TextClassificationModule("acme/none", labels=LABELS)
 
 
 def test_an_attention_implementation_that_is_unknown_is_told_in_one_line(bert: str) -> None:
