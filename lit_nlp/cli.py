@@ -25,7 +25,7 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelChec
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from lit_nlp import scratch
 from lit_nlp.callbacks.checkpointing import AtomicCheckpointIO, LastCheckpoint
@@ -346,6 +346,7 @@ class LitNLPCLI(LightningCLI):
         if self.checkpoint:
             self._agree(self.checkpoint, config)
         self.datamodule = self._build("data").data
+        _warn_of_known_texts(self.verb, self.datamodule)
         self.model = self._restored(config) if self.checkpoint else self._new(config)
         verb_arguments = {name: config[name] for name in self._subcommand_method_arguments[self.verb]}
         if self.verb in ("validate", "test", "predict"):
@@ -653,6 +654,16 @@ def _product_seconds(matrix: torch.Tensor) -> float:
     for _ in range(3):
         matrix @ matrix
     return perf_counter() - start
+
+
+def _warn_of_known_texts(verb: str, datamodule: LightningDataModule) -> None:
+    splits: dict[str, Split] = {"fit": "val", "validate": "val", "test": "test"}
+    if verb not in splits or not isinstance(datamodule, TextDataModule):
+        return
+    measured = splits[verb]
+    if shared := set(_as_list(datamodule.sources["train"])) & set(_as_list(datamodule.sources[measured])):
+        names = ", ".join(sorted(shared))
+        rank_zero_warn(f"{measured}: {names} is trained on, too: what is measured there tells nothing of other texts.")
 
 
 def _run_of(

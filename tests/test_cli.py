@@ -575,6 +575,17 @@ def test_a_module_of_another_project_runs_with_our_data(project: Path, monkeypat
     assert command.main(["fit", "--model", "foreign.Foreign", *data, "--data.backbone", "backbone", *trainer]) == 0
 
 
+@pytest.mark.parametrize(("verb", "split"), [("fit", "val"), ("validate", "val"), ("test", "test")])
+def test_a_file_that_is_trained_on_and_measured_is_told(
+    verb: str, split: str, project: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    quick = [*([] if verb == "fit" else ["--ckpt_path", fitted()]), "--trainer.fast_dev_run", "true"]
+    assert lit_nlp(verb, *quick) == 0
+    assert not [each for each in recwarn if "trained on" in str(each.message)]
+    with pytest.warns(UserWarning, match=f"^{split}: train.jsonl is trained on, too: what is measured there tells"):
+        assert lit_nlp(verb, *quick, f"--data.{split}", "train.jsonl") == 0
+
+
 # A run that does nothing, or ends early
 
 

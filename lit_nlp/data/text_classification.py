@@ -5,11 +5,15 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
+import datasets
+import numpy as np
 import pyarrow as pa
 import torch
+from jaxtyping import Int
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lit_nlp.data import sources
-from lit_nlp.data.base import Split, TextDataModule
+from lit_nlp.data.base import Split, TextDataModule, numbers
 from lit_nlp.data.labels import class_index, class_label, count_labels, in_order, number, several_labels
 from lit_nlp.data.sources import Columns, Row
 from lit_nlp.errors import ConfigError, DataError
@@ -185,6 +189,21 @@ class TextClassificationDataModule(TextDataModule):
         if self.problem_type == "single_label":
             return [self.labels[label] for label in rows["label"]]
         return [[name for name, given in zip(self.labels, label, strict=True) if given] for label in rows["label"]]
+
+    def _open(self, split: Split) -> datasets.Dataset:
+        table = super()._open(split)
+        if split == "train" and self.problem_type != "regression":
+            held = set(numbers(table, "label", of=self._classes_of).tolist())
+            if unseen := [label for i, label in enumerate(self.labels) if i not in held]:
+                rank_zero_warn(f"train: no row is labelled {' or '.join(unseen)}, which the model then never learns.")
+        return table
+
+    def _classes_of(self, labels: pa.ChunkedArray) -> Int[np.ndarray, " classes"]:
+        """Return the numbers of the classes that some rows have."""
+        if self.problem_type == "single_label":
+            return np.unique(np.asarray(labels))
+        each = np.asarray(labels.combine_chunks().flatten()).reshape(-1, len(self.labels))
+        return np.flatnonzero(each.any(0))
 
     @cached_property
     def _counted(self) -> Counter[str]:
