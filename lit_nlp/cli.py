@@ -230,7 +230,7 @@ class LitNLPTrainer(Trainer):
         page = write_report(
             attributions,
             folder,
-            title=_title(model),
+            title=_title(model, str(ckpt_path)),
             facts=facts,
             comparison=comparison,
             influences=shown,
@@ -700,8 +700,9 @@ def _influences(
     return {row: [vars(each) for each in some] for row, some in zip(drawn.rows, found, strict=True)}
 
 
-def _title(model: LightningModule) -> str:
-    return f"Why the model decided: {_snake_case(type(model).__name__.removesuffix('Module')).replace('_', ' ')}"
+def _title(model: LightningModule, ckpt_path: str) -> str:
+    task, run = _snake_case(type(model).__name__.removesuffix("Module")), Path(ckpt_path).resolve().parent.name
+    return f"Why the model decided: {task.replace('_', ' ')}{f' ({run})' if run != task else ''}"
 
 
 def _places(datamodule: LightningDataModule, rows: list[int]) -> str | None:

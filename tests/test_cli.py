@@ -226,6 +226,16 @@ def test_the_labels_of_a_test_are_the_checkpoints_own(project: Path) -> None:
     assert set(torch.load(checkpoint, weights_only=True)["hyper_parameters"]["labels"]) == {"negative", "positive"}
 
 
+def test_a_report_is_titled_by_its_task_and_a_run_of_another_name(project: Path) -> None:
+    some = ("--method", "saliency", "--limit", "1")
+    assert lit_nlp("explain", "--ckpt_path", fitted(), *some) == 0
+    assert lit_nlp("fit", "--name", "stars") == 0
+    assert lit_nlp("explain", "--ckpt_path", "best", "--name", "stars", *some) == 0
+    pages = [Path(f"reports/{name}/index.html").read_text("utf-8") for name in ("sentiment", "stars")]
+    titles = [page.partition("<title>")[2].partition("</title>")[0] for page in pages]
+    assert titles == ["Why the model decided: sentiment", "Why the model decided: sentiment (stars)"]
+
+
 def test_the_number_of_classes_reaches_the_model_from_the_data(project: Path) -> None:
     rows = [{"text": f"{text} {label}", "label": label} for text in GOOD for label in ("a", "b", "c")]
     Path("topics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

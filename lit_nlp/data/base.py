@@ -260,7 +260,9 @@ class TextDataModule(LightningDataModule):
     def prepare_data(self) -> None:
         """Tokenise what the verb needs, once; other processes then find it in the cache."""
         for split in self._needed():
-            self._table(split)
+            rows = len(self._table(split))
+            if split == "train" and self.sources["val"] is None:
+                self._held_out(rows)  # refused before a run's folder is made
 
     def setup(self, stage: str | None = None) -> None:
         """Open the splits that a stage needs.

@@ -91,6 +91,8 @@ def test_with_validation_data_all_training_rows_are_trained_on(make: Make, tmp_p
 def test_one_training_row_can_not_be_split(make: Make, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^data: one training row can't be split in two; give --data.val FILE$"):
         make(limit=1).setup("fit")
+    with pytest.raises(ConfigError, match="one training row"):
+        make(limit=1).prepare_data()
 
 
 @pytest.mark.parametrize("stage", ["test", "predict"])
