@@ -199,8 +199,10 @@ class QuestionAnsweringDataModule(TextDataModule):
             if name != str(number) and not where.endswith(f", question {name}"):
                 where = f"{where}, id {name}"
             if name in places:
-                problem = f"the id {name} stands already at {places[name]}"
-                raise DataError(problem, where=where, mend="give each question an id of its own")
+                earlier = "there twice" if places[name] == where else f"already at {places[name]}"
+                raise DataError(
+                    f"the id {name} stands {earlier}", where=where, mend="give each question an id of its own"
+                )
             places[name] = where
             if isinstance(mapped, list) and "answers" in values:
                 texts, starts = (values["answers"][column] for column in mapped)

@@ -249,6 +249,12 @@ def test_an_id_that_stands_twice_is_refused_with_both_places(make: Make) -> None
     first, second = write("one.jsonl", ROWS), write("two.jsonl", ROWS[2:])
     with pytest.raises(DataError, match=r"two.jsonl, line 1, id q3: the id q3 stands already at one.jsonl, line 3"):
         make(first, test=[first, second]).setup("test")
+    document = squad(ROWS[:1])
+    asked = document["data"][0]["paragraphs"][0]["qas"]
+    asked.append(asked[0])
+    Path("squad.json").write_text(json.dumps(document))
+    with pytest.raises(DataError, match=rf"paragraph 1, question {asked[0]['id']}: the id .* stands there twice; give"):
+        make("squad.json").setup("test")
 
 
 @pytest.mark.parametrize("missing", ["question", "context", "answers"])
