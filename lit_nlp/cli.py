@@ -372,11 +372,14 @@ class LitNLPCLI(LightningCLI):
         Raises:
             ConfigError: The run that was resumed had ended already, or there was no step to take.
         """
-        steps, most = self.trainer.global_step, self.trainer.max_steps
+        steps, epochs, asked = self.trainer.global_step, self.trainer.current_epoch, self.settings.trainer
         if steps == self.resumed_at:
+            limit = "max_steps" if 0 <= self.trainer.max_steps <= steps else "max_epochs"
+            if limit == "max_epochs" and asked.max_time is not None and epochs != asked.max_epochs:
+                limit = "max_time"
             raise ConfigError(
-                f"nothing was trained: {steps} steps are done already ({self.trainer.current_epoch} epochs)",
-                where="trainer.max_steps" if 0 <= most <= steps else "trainer.max_epochs",
+                f"nothing was trained: {steps} steps are done already ({epochs} epochs)",
+                where=f"trainer.{limit}",
                 mend="raise it to go on",
             )
         written = [str(path) for name in ("best", "last") if (path := self.folder / f"{name}.ckpt").exists()]

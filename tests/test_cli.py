@@ -609,6 +609,9 @@ def test_who_trains_nothing_is_told_what_is_done_already(
     assert "monitored key" not in capfd.readouterr().err
     assert lit_nlp("fit", "--ckpt_path", "last", "--name", "one", "--trainer.max_steps", "1") == 2
     assert "trainer.max_steps: nothing was trained: 1 steps are done already (0 epochs)" in capfd.readouterr().err
+    spent = ("--trainer.max_time", "00:00:00:00")
+    assert lit_nlp("fit", "--ckpt_path", "last", "--name", "one", *spent) == 2
+    assert "trainer.max_time: nothing was trained: 1 steps are done already (0 epochs)" in capfd.readouterr().err
     assert lit_nlp("fit", "--ckpt_path", "last", "--name", "one") == 0, "the rest of the epoch"
     steps = torch.load("checkpoints/one/last.ckpt", weights_only=True)["global_step"]
     assert steps > 1
