@@ -33,18 +33,26 @@ class LastCheckpoint(ModelCheckpoint):
         )
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save with the epoch not yet counted, so that a resumed run ends it.
+        """Save; an epoch that was cut short, as by `max_steps`, isn't counted, so that a resumed run takes its rest."""
+        loop = trainer.fit_loop
+        if loop.epoch_loop.batch_progress.is_last_batch:
+            super().on_train_epoch_end(trainer, pl_module)
+            return
+        progress: Any = loop.epoch_progress
+        for counts in (progress.total, progress.current):
+            counts.processed -= 1
+        try:
+            super().on_train_epoch_end(trainer, pl_module)
+        finally:
+            for counts in (progress.total, progress.current):
+                counts.processed += 1
 
-        Once it is counted, Lightning leaves out the rest of one that `max_steps` cut short, and with `max_steps` counts
-        one that is whole twice.
-        """
-        progress: Any = trainer.fit_loop.epoch_progress
-        counts = progress.total, progress.current
-        for each in counts:
-            each.processed -= 1
-        super().on_train_epoch_end(trainer, pl_module)
-        for each in counts:
-            each.processed += 1
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Let a whole epoch be counted once: with `max_steps`, Lightning ends it again and counts it anew."""
+        progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
+        if trainer.max_steps != -1 and progress["total"]["completed"] < progress["total"]["processed"]:
+            for counts in progress.values():
+                counts["processed"] -= 1
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save where a signal ended the run behind a batch."""

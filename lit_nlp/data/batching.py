@@ -194,13 +194,15 @@ class Batches:
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the epoch, the batches of it that were given out, and what planned them."""
+        """Return the epoch, the batches of it that were given out, whether these were all, and what planned others."""
         epoch, done = self._given_out
-        within = epoch == self.sampler.epoch and 0 < done < len(self)
+        done = done if epoch == self.sampler.epoch else 0
+        whole = done == len(self)
         return {
             "epoch": self.sampler.epoch,
-            "done": done if epoch == self.sampler.epoch else 0,
-            "plan": self.sampler.plan if within else None,
+            "done": done,
+            "whole": whole,
+            "plan": self.sampler.plan if done and not whole else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -216,4 +218,6 @@ class Batches:
             mend="go on with the same data, limit, seed, batch_size, max_tokens and devices",
         )
         self.sampler.set_epoch(state["epoch"])
-        self._given_out, self._resumed = (state["epoch"], state["done"]), True
+        # Of an epoch that was whole nothing is left, also where other data now makes more batches of it.
+        done = len(self) if state.get("whole") else state["done"]
+        self._given_out, self._resumed = (state["epoch"], done), True

@@ -299,7 +299,11 @@ def test_an_epoch_goes_on_with_its_own_batches_or_not_at_all(changes: dict[str, 
     with pytest.raises(ConfigError, match=r"^data: the run stopped within epoch 0, whose other batches only the same"):
         loader(**changes).load_state_dict(stopped.state_dict())
     list(stopped)
-    loader(**changes).load_state_dict(stopped.state_dict())
+    other = loader(**changes)
+    other.load_state_dict(stopped.state_dict())
+    assert not list(other), "of the epoch that was whole"
+    other.sampler.set_epoch(1)
+    assert list(other) == lists(other.sampler.batches())
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

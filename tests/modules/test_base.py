@@ -1,7 +1,7 @@
 import math
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
@@ -530,19 +530,50 @@ def test_a_run_that_max_steps_ended_goes_on_bit_by_bit_when_more_are_asked_for(
 ) -> None:
     # How fast a rate decays depends on how many steps are asked for.
     even: dict[str, Any] = {"scheduler": "constant", "warmup": 0.0}
+
+    def trainer(**arguments: int) -> Trainer:
+        return plain_trainer(callbacks=[LastCheckpoint(tmp_path)], enable_checkpointing=True, **validating, **arguments)
+
     torch.manual_seed(1)
-    plain_trainer(max_epochs=2, **validating).fit(unbroken := module(**even), data())
+    trainer(max_epochs=2).fit(unbroken := module(**even), data())
     torch.manual_seed(1)
-    some = plain_trainer(
-        max_steps=steps, max_epochs=-1, callbacks=[LastCheckpoint(tmp_path)], enable_checkpointing=True, **validating
-    )
-    some.fit(module(**even), data())
+    trainer(max_steps=steps, max_epochs=-1).fit(module(**even), data())
     torch.manual_seed(99)
-    (more := plain_trainer(**rest, **validating)).fit(
-        resumed := module(**even), data(), ckpt_path=str(tmp_path / "last.ckpt")
-    )
+    (more := trainer(**rest)).fit(resumed := module(**even), data(), ckpt_path=str(tmp_path / "last.ckpt"))
     assert more.global_step == 10
     assert same(weights(resumed), weights(unbroken))
+
+
+class Rows(Callback):
+    """Remembers which rows were trained on."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: dict[str, Any], _: int) -> None:
+        self.seen += batch["row"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("rest", "watching"),
+    [
+        # It asks for a loss at the end of each epoch: one that is ended again has none.
+        pytest.param({"max_epochs": 2}, lambda: [EarlyStopping("val/loss")], id="epochs"),
+        pytest.param({"max_steps": 14, "max_epochs": -1}, list, id="steps"),
+    ],
+)
+def test_behind_a_whole_epoch_comes_a_whole_one_also_of_other_batches(
+    rest: dict[str, int], watching: Callable[[], list[Callback]], data: Data, module: Module, tmp_path: Path
+) -> None:
+    def trainer(*callbacks: Callback, **arguments: int) -> Trainer:
+        kept = [LastCheckpoint(tmp_path), *watching(), *callbacks]
+        return plain_trainer(callbacks=kept, enable_checkpointing=True, **arguments)
+
+    trainer(max_epochs=1).fit(module(), data())
+    again = trainer(rows := Rows(), **rest)
+    again.fit(module(), data(batch_size=2), ckpt_path=str(tmp_path / "last.ckpt"))
+    assert again.global_step == 5 + 9
+    assert sorted(rows.seen) == list(range(18))
 
 
 class StopAfter(Callback):
