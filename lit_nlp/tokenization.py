@@ -20,7 +20,7 @@ from transformers.tokenization_utils_base import TruncationStrategy
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 from transformers.utils import PaddingStrategy
 
-from lit_nlp.errors import BackboneError, ConfigError, DataError, half_character, require_list
+from lit_nlp.errors import BackboneError, ConfigError, DataError, half_character, require, require_list
 
 Text = str | tuple[str, str]
 Tokens = dict[str, list[int]]
@@ -409,7 +409,12 @@ def pad_windows(rows: Sequence[Mapping[str, Any]], names: Sequence[str], pad_id:
 
 
 def by_length(lengths: Iterable[int], batch_size: int) -> Iterator[list[int]]:
-    """Yield the numbers of sequences of like length, the longest first; what has no length is left out."""
+    """Yield the numbers of sequences of like length, the longest first; what has no length is left out.
+
+    Raises:
+        ConfigError: The size of a batch is no whole number above 0.
+    """
+    require(type(batch_size) is int and batch_size >= 1, f"expected 1 or more, got {batch_size!r}", "batch_size")
     numbered = sorted(((length, i) for i, length in enumerate(lengths) if length), key=lambda each: -each[0])
     order = [i for _, i in numbered]
     for start in range(0, len(order), batch_size):

@@ -372,3 +372,6 @@ def test_a_batch_is_widened_no_further_than_the_backbone_reads_and_in_what_has_a
 def test_sequences_go_together_by_length_the_longest_first_and_empty_ones_nowhere() -> None:
     assert list(by_length([2, 0, 5, 3, 2], 2)) == [[2, 3], [0, 4]]
     assert list(by_length([], 2)) == []
+    for none in (0, -1):
+        with pytest.raises(ConfigError, match=f"^batch_size: expected 1 or more, got {none}$"):
+            list(by_length([2, 3], none))

@@ -295,8 +295,9 @@ class TextDataModule(LightningDataModule):
         return self.rows(split, sample(range(len(self._opened(split))), limit, self.seed))
 
     def _opened(self, split: Split) -> datasets.Dataset:
-        """Set a split up, and return its rows."""
-        self.setup({"train": "fit", "val": "validate"}.get(split, split))
+        """Return the rows of a split, which is set up where it isn't yet."""
+        if split not in self.tables:
+            self.setup({"train": "fit", "val": "validate"}.get(split, split))
         return self.tables[split]
 
     def batch_of(self, split: Split, numbers: list[int]) -> dict[str, Any]:
@@ -350,7 +351,7 @@ class TextDataModule(LightningDataModule):
         return sorted(random.Random(self.seed).sample(range(rows), count))
 
     def _batches(self, split: Split, shuffle: bool = False) -> Batches:
-        table = self.tables[split]
+        table = self._opened(split)
         sampler = BatchSampler(
             self.lengths(table),
             batch_size=self.batch_size if self.max_tokens is None else max(1, len(table)),

@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
@@ -325,7 +326,8 @@ class TransformerModule(LightningModule):
         with sparse_gradient(self.model) if self._takes_rows() else nullcontext():
             losses = self.row_losses(self.forward_batch(batch), batch)
         loss = losses.sum() / self.loss_weight(batch)
-        self._since_update.append((batch.get("row"), losses.detach()))
+        if self.automatic_optimization:  # else who steps by hand looks after it
+            self._since_update.append((batch.get("row"), losses.detach()))
         self.log("train/loss", loss, batch_size=len(losses))
         if self.device.type == "cpu" or batch_idx % _STEPS_BETWEEN_SHOWN_LOSSES == 0:
             # At each step Lightning asks for the number that is shown: a GPU would be waited for.
@@ -386,6 +388,11 @@ class TransformerModule(LightningModule):
             layer_decay=self.layer_decay,
         )
         kind = RowwiseAdamW if self._updates_rows() and may_be_sparse(self.model) else torch.optim.AdamW
+        if any(each.dtype == torch.float16 for group in groups for each in group["params"]):
+            rank_zero_warn(
+                "trainer.precision: AdamW's squares of gradients vanish in weights of float16, which then diverge;"
+                " 16-mixed and bf16-true keep them."
+            )
         # Lightning refuses to clip gradients for the fused kernel; where it has to, we do without.
         fused = self._holds_whole_gradients()
         optimizer = kind(groups, lr=self.learning_rate, weight_decay=self.weight_decay, fused=fused)
@@ -606,12 +613,17 @@ class TransformerModule(LightningModule):
         return [type(each) for each in trainer.optimizers] == [RowwiseAdamW]
 
     def _shows_gradients(self) -> bool:
-        """Whether somebody's hook sees gradients, and so should find what most functions of torch take."""
+        """Whether somebody else sees gradients, and so should find what most functions of torch take."""
         of_all = ("on_after_backward", "on_before_optimizer_step", "on_before_zero_grad")
         of_module = (*of_all, "backward", "optimizer_step", "optimizer_zero_grad")
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        weight: Any = self.model.get_input_embeddings().weight
         return (
-            is_overridden("configure_gradient_clipping", self, TransformerModule)
+            not self.automatic_optimization
+            or bool(weight._backward_hooks)
+            or any(
+                is_overridden(own, self, TransformerModule) for own in ("training_step", "configure_gradient_clipping")
+            )
             or any(is_overridden(hook, self, LightningModule) for hook in of_module)
             or any(is_overridden(hook, callback, Callback) for callback in callbacks for hook in of_all)
         )

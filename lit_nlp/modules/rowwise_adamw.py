@@ -31,6 +31,8 @@ def may_be_sparse(model: PreTrainedModel) -> bool:
     embedding = model.get_input_embeddings()
     if type(embedding) is not nn.Embedding or not embedding.weight.requires_grad:
         return False
+    if embedding.weight.dtype == torch.float16:  # whose sparse gradients torch doesn't add
+        return False
     named = [name for name, each in model.named_parameters(remove_duplicate=False) if each is embedding.weight]
     return len(named) == 1 and embedding.max_norm is None and not embedding.scale_grad_by_freq
 

@@ -95,6 +95,15 @@ def test_one_training_row_can_not_be_split(make: Make, tmp_path: Path) -> None:
         make(limit=1).prepare_data()
 
 
+@pytest.mark.parametrize("split", ["train", "val", "test", "predict"])
+def test_who_asks_for_batches_first_needs_no_setup(split: str, make: Make, tmp_path: Path) -> None:
+    source = write(tmp_path / "own.jsonl", 6)
+    module = make(**{"train": source, split: source})
+    assert sum(len(batch["row"]) for batch in getattr(module, f"{split}_dataloader")()) == (
+        5 if split == "train" else 6
+    )
+
+
 @pytest.mark.parametrize("stage", ["test", "predict"])
 def test_a_split_without_a_source_is_asked_for(make: Make, stage: str) -> None:
     with pytest.raises(ConfigError) as caught:

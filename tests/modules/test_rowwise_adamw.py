@@ -167,6 +167,43 @@ def test_where_numbers_are_clipped_one_by_one_gradients_are_whole(module: Module
     assert kinds.sparse == [False]
 
 
+class Own(SentimentModule):
+    """Steps by itself, or with a training step of its own."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        loss = super().training_step(batch, batch_idx)
+        if not self.automatic_optimization:
+            optimizer: Any = self.optimizers()
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            self.clip_gradients(optimizer, gradient_clip_val=1.0, gradient_clip_algorithm="norm")
+            optimizer.step()
+        return loss
+
+
+@pytest.mark.parametrize("automatic", [True, False])
+def test_who_trains_by_a_step_of_their_own_gets_whole_gradients(automatic: bool, bert: str, batches: Batches) -> None:
+    fitted = Own(bert)
+    fitted.automatic_optimization = automatic
+    kinds = Kinds(fitted)
+    plain_trainer(max_epochs=2).fit(fitted, loader(batches))
+    assert set(kinds.sparse) == {False}
+    assert automatic or not fitted._since_update, "nothing is kept for a check that never comes"
+
+
+def test_a_hook_on_the_embedding_gets_whole_gradients(module: Module, batches: Batches) -> None:
+    fitted, seen = module(), list[bool]()
+    weight: Any = fitted.model.get_input_embeddings().weight
+    weight.register_hook(lambda gradient: seen.append(gradient.is_sparse))
+    plain_trainer().fit(fitted, loader(batches))
+    assert set(seen) == {False}
+
+
+def test_in_float16_gradients_are_added_up_and_who_trains_so_is_warned(module: Module, batches: Batches) -> None:
+    with pytest.warns(UserWarning, match="squares of gradients vanish in weights of float16"):
+        plain_trainer(precision="16-true", accumulate_grad_batches=2).fit(module(), loader(batches))
+
+
 def test_where_processes_share_gradients_they_are_whole(module: Module) -> None:
     fitted = module()
     fitted.trainer = plain_trainer(strategy="ddp_spawn", devices=2)
