@@ -58,6 +58,7 @@ _BESIDE_THE_POINT = (
     ".*isinstance.treespec, LeafSpec.",
     "The number of training batches .* is smaller than the logging interval",
     "Precision .* is not supported by the model summary",
+    "Metric `SpearmanCorrcoef` will save all targets and predictions",
     # Said by `after_fit` in words of ours.
     ".*could not find the monitored key in the returned metrics",
 )

@@ -61,7 +61,7 @@ def locate_backbone(backbone: str) -> Location:
     if backbone.startswith(packages.PREFIX):
         path = str(packages.locate(backbone, BackboneError))
     elif not Path(path).exists() and (
-        backbone.startswith((".", "/", "~")) or Path(backbone).suffix in (SUFFIX, ".gguf")
+        backbone.startswith((".", "/", "~")) or backbone.count("/") > 1 or Path(backbone).suffix in (SUFFIX, ".gguf")
     ):
         raise BackboneError(
             "there is no such folder or file",

@@ -257,6 +257,12 @@ class TextDataModule(LightningDataModule):
         """Return how many rows are trained on, for a checkpoint to tell."""
         return {"train_rows": len(self.tables["train"])} if "train" in self.tables else {}
 
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Tell who goes on with a run on another number of rows."""
+        trained, rows = state.get("train_rows"), len(self.tables.get("train", ()))
+        if rows and trained not in (None, rows):
+            rank_zero_warn(f"train: the run was trained on {trained} rows before, these are {rows}.")
+
     def prepare_data(self) -> None:
         """Tokenise what the verb needs, once; other processes then find it in the cache."""
         for split in self._needed():

@@ -6,11 +6,15 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
 from lit_nlp.data.sources import Row
 from lit_nlp.errors import DataError, did_you_mean
 
 _DECIMAL = re.compile(r"[+-]?\d*\.\d+")
 _WHOLE_NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)(\.0*)?")
+# What may stand between the labels of one text.
+_SEPARATORS = "|,;"
 # A tuple: a union would be made anew for every row.
 _SEVERAL = (list, dict)
 
@@ -95,7 +99,7 @@ def count_labels(rows: Iterable[Row], names: Mapping[str, str], separator: str |
     """
     counts: Counter[str] = Counter()
     first_seen: dict[str, str] = {}
-    total = 0
+    total, split_somewhere = 0, False
     for row in rows:
         total += 1
         value = row.values["label"]
@@ -104,6 +108,7 @@ def count_labels(rows: Iterable[Row], names: Mapping[str, str], separator: str |
             if names:
                 class_index(label, list(names), row.where)
             first_seen.setdefault(label, row.where)
+        split_somewhere |= len(several) > 1
         counts.update({names.get(label, label) for label in several})
         if isinstance(value, dict):
             for name in value:
@@ -111,6 +116,9 @@ def count_labels(rows: Iterable[Row], names: Mapping[str, str], separator: str |
     if not names:
         _check_kinds(first_seen)
         _check_number_of_classes(counts, total, first_seen)
+        _warn_of_cases(first_seen)
+        if separator is not None and not split_somewhere:
+            _warn_of_separators(first_seen)
     return counts
 
 
@@ -151,6 +159,26 @@ def _check_kinds(first_seen: dict[str, str]) -> None:
             where=first_seen["-1"],
             mend="remove such rows, or list -1 in data.labels if it is a class",
         )
+
+
+def _warn_of_cases(first_seen: dict[str, str]) -> None:
+    alike: dict[str, str] = {}
+    for label, where in first_seen.items():
+        if (other := alike.setdefault(label.casefold(), label)) != label:
+            rank_zero_warn(
+                f"{where}: label {label!r} differs from {other!r} ({first_seen[other]}) in case alone, and is a class"
+                f" of its own; write them alike, or name both in data.labels: {{{label}: {other}, {other}: {other}}}"
+            )
+
+
+def _warn_of_separators(first_seen: dict[str, str]) -> None:
+    for label, where in first_seen.items():
+        if other := next((each for each in _SEPARATORS if each in label), None):
+            rank_zero_warn(
+                f"{where}: label {label!r} is one class, and no text has several;"
+                f" set data.label_separator to {other!r} to take it apart"
+            )
+            return
 
 
 def _check_number_of_classes(counts: Counter[str], total: int, first_seen: dict[str, str]) -> None:

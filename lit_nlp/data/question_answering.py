@@ -1,5 +1,6 @@
 """Extractive question answering: questions, contexts of any length, and answers that stand in them."""
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -320,7 +321,7 @@ def listed_answers(row: Row) -> list[tuple[str, int | None]]:
 
 
 def _listed(row: Row) -> list[tuple[str, int | None]]:
-    answers = row.values["answers"]
+    answers = _unpacked(row.values["answers"])
     if answers in ("", {"text": "", "answer_start": ""}):
         return []
     if isinstance(answers, dict):
@@ -339,6 +340,18 @@ def _listed(row: Row) -> list[tuple[str, int | None]]:
         mend = "write a list of objects with text and answer_start, [] where there is none"
         raise DataError(f"expected answers, got {shortened(repr(answers))}", where=row.where, mend=mend)
     return [_text_and_start(answer, row.where) for answer in answers]
+
+
+def _unpacked(answers: Any) -> Any:
+    """Return what a cell of a table holds as JSON, where that has the form of answers; else the cell."""
+    if not isinstance(answers, str) or not answers.lstrip().startswith(("[", "{")):
+        return answers
+    try:
+        found = json.loads(answers)
+    except ValueError:
+        return answers
+    several = found if isinstance(found, list) else [found]
+    return found if all(isinstance(each, dict) and "text" in each for each in several) else answers
 
 
 def _text_and_start(answer: Any, where: str) -> tuple[str, int | None]:

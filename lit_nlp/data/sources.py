@@ -46,6 +46,8 @@ _JSON_BLANK = re.compile(r"[ \t\r\n]*")
 _NOT_TEXT = {
     b"\x1f\x8b": "it is compressed with gzip: add .gz to its name",
     b"PK\x03\x04": "it is a zip archive or an Excel workbook: unpack it, or export it as CSV",
+    b"PAR1": "it is Parquet: end its name in .parquet",
+    b"ARROW1": "it is an Arrow file: end its name in .arrow",
     b"\xff\xfe": "it is UTF-16: convert it with iconv -f UTF-16 -t UTF-8",
     b"\xfe\xff": "it is UTF-16: convert it with iconv -f UTF-16 -t UTF-8",
 }
@@ -180,14 +182,19 @@ def lines(file: File) -> Iterator[str]:
                 text = raw.decode()
             except UnicodeDecodeError as error:
                 problem = f"not UTF-8: byte 0x{raw[error.start]:02x} at offset {offset + error.start}"
-                mends = [mend for magic, mend in _NOT_TEXT.items() if number == 1 and raw.startswith(magic)]
-                mend = mends[0] if mends else "convert it, e.g. with iconv -f ISO-8859-1 -t UTF-8"
+                mend = _of_its_kind(raw, number) or "convert it, e.g. with iconv -f ISO-8859-1 -t UTF-8"
                 raise DataError(problem, where=file.line(number), mend=mend) from error
             if "\0" in text:
                 problem = f"a NUL byte at offset {offset + raw.index(0)}"
-                raise DataError(problem, where=file.line(number), mend="remove it, e.g. with tr -d '\\000'")
+                mend = _of_its_kind(raw, number) or "remove it, e.g. with tr -d '\\000'"
+                raise DataError(problem, where=file.line(number), mend=mend)
             offset += len(raw)
             yield text.removeprefix("\ufeff") if number == 1 else text
+
+
+def _of_its_kind(raw: bytes, number: int) -> str | None:
+    """Return what to do with a file whose first line begins as no text does."""
+    return next((mend for magic, mend in _NOT_TEXT.items() if number == 1 and raw.startswith(magic)), None)
 
 
 # From a source to files, and from a file to its reader
@@ -497,8 +504,10 @@ def _squad(file: File, value: Any, columns: Columns) -> Iterator[Record]:
     """
     articles = value.get("data") if isinstance(value, dict) else None
     if not isinstance(articles, list) or not ("version" in value or _holds(articles[:1], "paragraphs")):
-        problem = f"expected a list of objects, got {_kind(value)}"
-        raise DataError(problem, where=file.name, mend=_json_mend(file))
+        problem, mend = f"expected a list of objects, got {_kind(value)}", _json_mend(file)
+        if isinstance(articles, list):
+            mend = "give the list under 'data' alone; SQuAD's has articles there, each with its paragraphs"
+        raise DataError(problem, where=file.name, mend=mend)
     needed = {name for _, names, _, optional in _wanted(columns) if not optional for name in names}
     if not needed <= _SQUAD_COLUMNS:
         mend = "let question_answering read it, or give a list of objects"

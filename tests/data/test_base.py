@@ -478,3 +478,12 @@ def test_no_more_tokens_can_be_asked_for_than_the_backbone_reads(make: Make) -> 
     assert make(max_length=9).facts["max_length"] == 9
     with pytest.raises(ConfigError, match="max_length is 65, but the backbone reads at most 64 tokens"):
         given(make(max_length=65))
+
+
+def test_who_goes_on_with_other_rows_is_told(make: Make, recwarn: pytest.WarningsRecorder) -> None:
+    module = given(make())
+    module.load_state_dict(module.state_dict())
+    make().load_state_dict(module.state_dict())  # as in a test, where no row is trained on
+    assert not [each for each in recwarn if "trained on" in str(each.message)]
+    with pytest.warns(UserWarning, match="^train: the run was trained on 18 rows before, these are 9.$"):
+        given(make(limit=10)).load_state_dict(module.state_dict())

@@ -261,3 +261,29 @@ def test_a_column_of_texts_is_not_taken_for_labels() -> None:
 def test_names_that_are_given_are_not_judged() -> None:
     assert counted("a", "a", names={"a": "a", "b": "b"}) == {"a": 2}
     assert counted("a", "1", names={"a": "a", "1": "1"}) == {"a": 1, "1": 1}
+
+
+# What may be meant otherwise
+
+
+def test_labels_that_differ_in_case_alone_are_told() -> None:
+    with pytest.warns(
+        UserWarning, match=r"^r.csv, line 4: label 'sport' differs from 'Sport' \(r.csv, line 2\) in case"
+    ):
+        assert counted("Sport", "tech", "sport", "Sport") == {"Sport": 2, "tech": 1, "sport": 1}
+
+
+@pytest.mark.parametrize("separator", [",", ";"])
+def test_labels_that_another_separator_stands_between_are_told(separator: str) -> None:
+    label = f"sport{separator}news"
+    told = f"^r.csv, line 3: label '{label}' is one class, and no text has several; set data.label_separator to "
+    with pytest.warns(UserWarning, match=f"{told}'{separator}'"):
+        counted("tech", label, separator="|")
+
+
+@pytest.mark.parametrize(("labels", "separator"), [(("a, b", "c"), None), (("a, b|c", "c"), "|"), (("a", "b"), "|")])
+def test_of_other_labels_nothing_is_told(
+    labels: tuple[str, ...], separator: str | None, recwarn: pytest.WarningsRecorder
+) -> None:
+    counted(*labels, separator=separator)
+    assert not list(recwarn)

@@ -1,5 +1,6 @@
 """Questions, contexts and answers, in every form and with every known fault, become windows with the right spans."""
 
+import csv
 import json
 import random
 import re
@@ -141,6 +142,16 @@ def test_texts_and_starts_may_stand_in_columns_of_their_own(make: Make) -> None:
     assert spans(batch) == ["story", "acting"]
     with pytest.raises(ConfigError, match=r"data.columns: answers are read from one column, or from texts and starts"):
         make("rows.csv", columns={"answers": ["answer"]})
+
+
+def test_answers_in_a_table_may_be_json(make: Make) -> None:
+    bracketed = "it is [see 12] here"
+    cells = [(row["question"], row["context"], json.dumps(row["answers"])) for row in ROWS]
+    cells.append(("where", bracketed, "[see 12]"))
+    cells.append(("what", CONTEXT, json.dumps({"text": ["story"], "answer_start": [27]})))
+    with Path("rows.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("question", "context", "answers"), *cells])
+    assert spans(only_batch(make("rows.csv"))) == ["acting", "story", None, "[see 12]", "story"]
 
 
 @pytest.mark.parametrize(("impossible", "answers"), [(True, ["story"]), (False, [])])

@@ -331,6 +331,11 @@ def test_damaged_gzip_is_told(damage: Any) -> None:
             "r.csv, line 1: not UTF-8: byte 0x8b at offset 1; it is compressed with gzip: add .gz",
         ),
         (b"text\na\nb\0c\n", "r.csv, line 3: a NUL byte at offset 8; remove it"),
+        (b"PAR1\x15\0\n", "r.csv, line 1: a NUL byte at offset 5; it is Parquet: end its name in .parquet"),
+        (
+            b"ARROW1\xff\n",
+            "r.csv, line 1: not UTF-8: byte 0xff at offset 6; it is an Arrow file: end its name in .arrow",
+        ),
     ],
 )
 def test_bytes_that_are_no_text_are_told_by_line_and_offset(content: bytes, message: str) -> None:

@@ -343,6 +343,7 @@ def test_a_tokenizer_that_has_nothing_to_pad_with_is_refused(llama: str, tmp_pat
     [
         ("acme/none", "backbone acme/none: it can't be loaded (OSError: We couldn't connect to"),
         ("./gone", "backbone ./gone: there is no such folder or file; give a folder, a hub id, or package:name/folder"),
+        ("runs/gone/backbone", "backbone runs/gone/backbone: there is no such folder or file; give a folder"),
         ("gone.gguf", "backbone gone.gguf: there is no such folder or file; give a folder"),
         ("gone.ckpt", "backbone gone.ckpt: there is no such folder or file; give a folder"),
         ("a b", "backbone a b: it can't be loaded (OSError: Repo id must use alphanumeric chars"),
