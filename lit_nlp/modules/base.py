@@ -21,7 +21,7 @@ from torchmetrics import MetricCollection
 from transformers import PreTrainedConfig, get_scheduler
 
 from lit_nlp.checkpoints import SECTION, check_primitives, check_written_by, pack_backbone, read_checkpoint
-from lit_nlp.errors import ConfigError, NonFiniteError, require
+from lit_nlp.errors import CheckpointError, ConfigError, NonFiniteError, require
 from lit_nlp.files import json_lines
 from lit_nlp.modules.attention import check_attention, restore_attention
 from lit_nlp.modules.backbones import check_vocabulary, load_model
@@ -492,14 +492,21 @@ class TransformerModule(LightningModule):
             changes: Arguments that should differ from those the module was trained with.
 
         Raises:
-            CheckpointError: It is missing, damaged, or of another module.
+            CheckpointError: It is missing, damaged, or of another module, or its weights don't fit the changes.
         """
         checkpoint = read_checkpoint(checkpoint_path)
         check_written_by(cls.__name__, checkpoint, str(checkpoint_path))
         hyperparameters = {**checkpoint["hyper_parameters"], **changes}
         name = hyperparameters["backbone"]
         module = cls(**{**hyperparameters, "backbone": str(checkpoint_path)})
-        module.load_state_dict(checkpoint["state_dict"])
+        try:
+            module.load_state_dict(checkpoint["state_dict"])
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"its weights don't fit {', '.join(changes) or 'the module'}: {str(error).splitlines()[-1].strip()}",
+                where=str(checkpoint_path),
+                mend="leave out what changes the model's shape",
+            ) from error
         module.save_hyperparameters({"backbone": name})
         return module.to(map_location)
 

@@ -19,7 +19,7 @@ from lit_nlp import SentimentModule
 from lit_nlp.callbacks.checkpointing import LastCheckpoint
 from lit_nlp.errors import CheckpointError, ConfigError, NonFiniteError
 from lit_nlp.modules.recording import _Recorder
-from tests.contract import plain_trainer, weights
+from tests.contract import plain_trainer, save, weights
 from tests.modules.fitting import Batches, Data, Module, Watcher, loader, same
 
 # Dropout
@@ -646,6 +646,14 @@ def test_arguments_can_be_changed_when_loading(module: Module, batches: Batches,
     assert loaded.learning_rate == loaded.hparams["learning_rate"] == 0.5
     assert loaded.model.is_gradient_checkpointing
     assert loaded.model.config._attn_implementation == "eager"
+
+
+def test_a_change_that_the_weights_do_not_fit_is_told(module: Module, tmp_path: Path) -> None:
+    path = save(module(), tmp_path / "x.ckpt")
+    with pytest.raises(
+        CheckpointError, match=r"x.ckpt: its weights don't fit labels: size mismatch .*; leave out what"
+    ):
+        SentimentModule.load_from_checkpoint(path, labels=["bad", "middling", "good"])
 
 
 def test_a_loaded_module_saves_and_logs_the_backbone_that_it_came_from(
