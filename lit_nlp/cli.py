@@ -33,7 +33,7 @@ from lit_nlp.callbacks.results import ResultsWriter
 from lit_nlp.callbacks.run_folder import RunFolder, newest_run, unused_run
 from lit_nlp.checkpoints import SECTION, check_written_by, read_checkpoint
 from lit_nlp.data.base import Drawn, Split, TextDataModule
-from lit_nlp.errors import CheckpointError, ConfigError, NonFiniteError, UserError, did_you_mean, require
+from lit_nlp.errors import CheckpointError, ConfigError, NonFiniteError, UserError, did_you_mean, one_line, require
 from lit_nlp.explain.options import Options
 from lit_nlp.files import unused, usable_folder, write_text
 from lit_nlp.modules.base import TransformerModule
@@ -73,7 +73,7 @@ def run(args: list[str]) -> int:
         KeyboardInterrupt: Anything else ended by the keyboard.
     """
     transformers.utils.logging.disable_progress_bar()
-    warnings.formatwarning = lambda message, *_, **__: f"lit-nlp: {_one_line(str(message))}\n"
+    warnings.formatwarning = lambda message, *_, **__: f"lit-nlp: {one_line(str(message))}\n"
     for message in _BESIDE_THE_POINT:
         warnings.filterwarnings("ignore", message)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
@@ -103,7 +103,7 @@ def run(args: list[str]) -> int:
             error.where, error.mend = "--text", "give --text_pair where the model reads pairs, and only there"
         if isinstance(error, UserError) and error.where == "outputs":
             error.where = "--reference"
-        print(f"lit-nlp: {_one_line(str(error)).replace('lit-nlp VERB', f'lit-nlp {args[0]}')}", file=sys.stderr)
+        print(f"lit-nlp: {one_line(str(error)).replace('lit-nlp VERB', f'lit-nlp {args[0]}')}", file=sys.stderr)
         return 2
     except SIGTERMException:
         print("lit-nlp: ended early; --ckpt_path with the run's last.ckpt goes on from here", file=sys.stderr)
@@ -116,7 +116,7 @@ def run(args: list[str]) -> int:
     except (ValueError, RuntimeError) as error:
         if not _raised_by_lightning(error):
             raise
-        print(f"lit-nlp: trainer: {_one_line(str(error))}", file=sys.stderr)
+        print(f"lit-nlp: trainer: {one_line(str(error))}", file=sys.stderr)
         return 2
     return 0
 
@@ -379,7 +379,7 @@ class LitNLPCLI(LightningCLI):
             if limit == "max_epochs" and asked.max_time is not None and epochs != asked.max_epochs:
                 limit = "max_time"
             raise ConfigError(
-                f"nothing was trained: {steps} steps are done already ({epochs} epochs)",
+                f"nothing was trained: steps done already: {steps}, epochs: {epochs}",
                 where=f"trainer.{limit}",
                 mend="raise it to go on",
             )
@@ -588,10 +588,6 @@ def _options(args: list[str]) -> Iterator[tuple[str, str]]:
             yield name, attached if separate else following
 
 
-def _one_line(message: str) -> str:
-    return " ".join(message.split())
-
-
 def _conflict(checkpoint: str, asked: str, has: str) -> CheckpointError:
     return CheckpointError(
         f"asked for {asked}, but the checkpoint was trained with {has}",
@@ -667,7 +663,9 @@ def _warn_of_known_texts(verb: str, datamodule: LightningDataModule) -> None:
     measured = splits[verb]
     if shared := set(_as_list(datamodule.sources["train"])) & set(_as_list(datamodule.sources[measured])):
         names = ", ".join(sorted(shared))
-        rank_zero_warn(f"{measured}: {names} is trained on, too: what is measured there tells nothing of other texts.")
+        rank_zero_warn(
+            f"data.{measured}: {names} is data.train, too: what is measured there tells nothing of other texts."
+        )
 
 
 def _run_of(

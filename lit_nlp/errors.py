@@ -24,7 +24,7 @@ class UserError(Exception):
     def __str__(self) -> str:
         located = f"{self.where}: {self.problem}" if self.where else self.problem
         whole = f"{located}; {self.mend}" if self.mend else located
-        return " ".join(whole.split())
+        return one_line(whole)
 
 
 class DataError(UserError):
@@ -57,6 +57,11 @@ class NonFiniteError(UserError):
     def __init__(self, problem: str, *, rows: list[int], where: str | None = None, mend: str | None = None) -> None:
         super().__init__(problem, where=where, mend=mend)
         self.rows = rows
+
+
+def one_line(text: str) -> str:
+    """Return a text with its lines joined, and one blank between words."""
+    return " ".join(text.split())
 
 
 def first_line(error: BaseException) -> str:

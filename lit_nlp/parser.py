@@ -6,14 +6,14 @@ from typing import Any, NoReturn
 from lightning.pytorch.cli import LightningArgumentParser
 
 import lit_nlp
-from lit_nlp.errors import ConfigError, did_you_mean
+from lit_nlp.errors import ConfigError, did_you_mean, one_line
 
 _SEE = "see lit-nlp VERB --help"
 
 # How jsonargparse reports, its lines joined: each kind of value that was expected, what came, and other errors.
 _EXPECTED = re.compile(r"Expected an? (?!path but )([^:]+?)(?=: |\. Got value: | - Expected | Given value type: |$)")
 _GOT = re.compile(r"(?:Got value|Given value): (.*?)(?= - Expected |$)")
-_OTHER = re.compile(r"Errors: - (?!Expected )(.+?)(?= - (?:Expected|Option|Problem) | Given value type: |$)")
+_OTHER = re.compile(r"Errors: - (?!Expected )(.+?)(?= - (?:Expected|Option|Problem|Not a) | Given value type: |$)")
 # A union within a union.
 _WITHIN = re.compile(r"(?<=Errors: )- Does not validate.+? Errors: (?=- )")
 _UNKNOWN = re.compile(r"(?:unrecognized arguments: --|[Oo]ption ')([\w.]+)")
@@ -32,7 +32,7 @@ class Parser(LightningArgumentParser):
         Raises:
             ConfigError: Always.
         """
-        where, problem = _told(_WITHIN.sub("", " ".join(message.split())))
+        where, problem = _told(_WITHIN.sub("", one_line(message)))
         mended = problem.endswith((_SEE, "'?"))
         raise ConfigError(problem, where=where, mend=None if mended else self._mend(problem, ex)) from ex
 
@@ -57,7 +57,7 @@ def _told(report: str) -> tuple[str | None, str]:
         return (f"{key[1]}.{inner[1]}", other[1][inner.end() :]) if inner else (key[1], other[1])
     if not expected or got is None:
         return key[1], report[key.end() :]
-    *others, last = [kind for each in expected for kind in _kinds(each)]
+    *others, last = dict.fromkeys(kind for each in expected for kind in _kinds(each))
     return key[1], f"expected {', '.join(others)}{' or ' if others else ''}{last}, got {got[1]!r}"
 
 

@@ -591,8 +591,8 @@ def test_a_file_that_is_trained_on_and_measured_is_told(
 ) -> None:
     quick = [*([] if verb == "fit" else ["--ckpt_path", fitted()]), "--trainer.fast_dev_run", "true"]
     assert lit_nlp(verb, *quick) == 0
-    assert not [each for each in recwarn if "trained on" in str(each.message)]
-    with pytest.warns(UserWarning, match=f"^{split}: train.jsonl is trained on, too: what is measured there tells"):
+    assert not [each for each in recwarn if "is data.train" in str(each.message)]
+    with pytest.warns(UserWarning, match=f"^data.{split}: train.jsonl is data.train, too: what is measured there"):
         assert lit_nlp(verb, *quick, f"--data.{split}", "train.jsonl") == 0
 
 
@@ -603,21 +603,21 @@ def test_who_trains_nothing_is_told_what_is_done_already(
     project: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     assert lit_nlp("fit", "--trainer.max_steps", "0", "--name", "none") == 2
-    assert "trainer.max_steps: nothing was trained: 0 steps are done already" in capfd.readouterr().err
+    assert "trainer.max_steps: nothing was trained: steps done already: 0" in capfd.readouterr().err
     assert lit_nlp("fit", "--trainer.max_steps", "1", "--name", "one") == 0
     assert f"Checkpoints: {Path('checkpoints/one/last.ckpt')}: the run ended before it was validated" in caplog.text
     assert "monitored key" not in capfd.readouterr().err
     assert lit_nlp("fit", "--ckpt_path", "last", "--name", "one", "--trainer.max_steps", "1") == 2
-    assert "trainer.max_steps: nothing was trained: 1 steps are done already (0 epochs)" in capfd.readouterr().err
+    assert "trainer.max_steps: nothing was trained: steps done already: 1, epochs: 0" in capfd.readouterr().err
     spent = ("--trainer.max_time", "00:00:00:00")
     assert lit_nlp("fit", "--ckpt_path", "last", "--name", "one", *spent) == 2
-    assert "trainer.max_time: nothing was trained: 1 steps are done already (0 epochs)" in capfd.readouterr().err
+    assert "trainer.max_time: nothing was trained: steps done already: 1, epochs: 0" in capfd.readouterr().err
     assert lit_nlp("fit", "--ckpt_path", "last", "--name", "one") == 0, "the rest of the epoch"
     steps = torch.load("checkpoints/one/last.ckpt", weights_only=True)["global_step"]
     assert steps > 1
     capfd.readouterr()
     assert lit_nlp("fit", "--ckpt_path", "last", "--name", "one") == 2
-    problem = f"nothing was trained: {steps} steps are done already (1 epochs)"
+    problem = f"nothing was trained: steps done already: {steps}, epochs: 1"
     assert f"trainer.max_epochs: {problem}; raise it to go on" in capfd.readouterr().err
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from lit_nlp import __main__ as command
 
@@ -59,7 +60,10 @@ def test_a_mistake_names_its_option_and_the_mend(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("misspelt.yaml").write_text("trainer:\n  max_epoch: 1\n")
+    callbacks = [{"class_path": "lit_nlp.AttributionCallback", "init_args": {"limt": 3}}]
+    Path("list.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": callbacks}}))
     assert command.main(["fit", *CLASSES, *arguments]) == 2
     (line,) = [line for line in capfd.readouterr().err.splitlines(keepends=True) if line.startswith("lit-nlp: ")]
     assert told in line
+    assert line.count("see lit-nlp") <= 1
     assert not any(word in line for word in ("Parser key", "Union", "<class", "typing."))

@@ -32,28 +32,6 @@ class LastCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save; an epoch that was cut short, as by `max_steps`, isn't counted, so that a resumed run takes its rest."""
-        loop = trainer.fit_loop
-        if loop.epoch_loop.batch_progress.is_last_batch:
-            super().on_train_epoch_end(trainer, pl_module)
-            return
-        progress: Any = loop.epoch_progress
-        for counts in (progress.total, progress.current):
-            counts.processed -= 1
-        try:
-            super().on_train_epoch_end(trainer, pl_module)
-        finally:
-            for counts in (progress.total, progress.current):
-                counts.processed += 1
-
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Let a whole epoch be counted once: with `max_steps`, Lightning ends it again and counts it anew."""
-        progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
-        if trainer.max_steps != -1 and progress["total"]["completed"] < progress["total"]["processed"]:
-            for counts in progress.values():
-                counts["processed"] -= 1
-
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save where a signal ended the run behind a batch."""
         if isinstance(exception, SIGTERMException):

@@ -259,9 +259,12 @@ class TextDataModule(LightningDataModule):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Tell who goes on with a run on another number of rows."""
+        resumes = self.trainer is not None and self.trainer.state.fn == "fit"
         trained, rows = state.get("train_rows"), len(self.tables.get("train", ()))
-        if rows and trained not in (None, rows):
-            rank_zero_warn(f"train: the run was trained on {trained} rows before, these are {rows}.")
+        if resumes and trained not in (None, rows):
+            rank_zero_warn(
+                f"train: the run was trained on {trained} rows before, these are {rows}; is it the same file?"
+            )
 
     def prepare_data(self) -> None:
         """Tokenise what the verb needs, once; other processes then find it in the cache."""

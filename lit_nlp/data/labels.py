@@ -76,13 +76,17 @@ def class_index(label: str, labels: list[str], where: str) -> int:
         DataError: It isn't one of them.
     """
     if label not in labels:
-        known = ", ".join(labels[:10]) + (f", … ({len(labels)} in all)" if len(labels) > 10 else "")
         raise DataError(
-            f"label {label!r} is not one of {known}",
+            f"label {label!r} is not one of {listed(labels)}",
             where=where,
             mend=did_you_mean(label, labels) or "correct the row, or name all labels in data.labels",
         )
     return labels.index(label)
+
+
+def listed(labels: list[str]) -> str:
+    """Return labels in a row, of many the first ten."""
+    return ", ".join(labels[:10]) + (f", … ({len(labels)} in all)" if len(labels) > 10 else "")
 
 
 def count_labels(rows: Iterable[Row], names: Mapping[str, str], separator: str | None) -> Counter[str]:
@@ -99,7 +103,7 @@ def count_labels(rows: Iterable[Row], names: Mapping[str, str], separator: str |
     """
     counts: Counter[str] = Counter()
     first_seen: dict[str, str] = {}
-    total, split_somewhere = 0, False
+    total, of_one_label = 0, True
     for row in rows:
         total += 1
         value = row.values["label"]
@@ -108,7 +112,7 @@ def count_labels(rows: Iterable[Row], names: Mapping[str, str], separator: str |
             if names:
                 class_index(label, list(names), row.where)
             first_seen.setdefault(label, row.where)
-        split_somewhere |= len(several) > 1
+        of_one_label &= isinstance(value, str) and len(several) <= 1
         counts.update({names.get(label, label) for label in several})
         if isinstance(value, dict):
             for name in value:
@@ -117,7 +121,7 @@ def count_labels(rows: Iterable[Row], names: Mapping[str, str], separator: str |
         _check_kinds(first_seen)
         _check_number_of_classes(counts, total, first_seen)
         _warn_of_cases(first_seen)
-        if separator is not None and not split_somewhere:
+        if separator is not None and of_one_label:
             _warn_of_separators(first_seen)
     return counts
 
@@ -167,7 +171,7 @@ def _warn_of_cases(first_seen: dict[str, str]) -> None:
         if (other := alike.setdefault(label.casefold(), label)) != label:
             rank_zero_warn(
                 f"{where}: label {label!r} differs from {other!r} ({first_seen[other]}) in case alone, and is a class"
-                f" of its own; write them alike, or name both in data.labels: {{{label}: {other}, {other}: {other}}}"
+                f" of its own; write them alike, or name all labels in data.labels, both of these as {other!r}"
             )
 
 
@@ -176,7 +180,7 @@ def _warn_of_separators(first_seen: dict[str, str]) -> None:
         if other := next((each for each in _SEPARATORS if each in label), None):
             rank_zero_warn(
                 f"{where}: label {label!r} is one class, and no text has several;"
-                f" set data.label_separator to {other!r} to take it apart"
+                f" set data.label_separator to {other!r} if that stands between two"
             )
             return
 

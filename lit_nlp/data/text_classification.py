@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lit_nlp.data import sources
 from lit_nlp.data.base import Split, TextDataModule, numbers
-from lit_nlp.data.labels import class_index, class_label, count_labels, in_order, number, several_labels
+from lit_nlp.data.labels import class_index, class_label, count_labels, in_order, listed, number, several_labels
 from lit_nlp.data.sources import Columns, Row
 from lit_nlp.errors import ConfigError, DataError
 from lit_nlp.tokenization import Text, encode, pad_windows
@@ -195,7 +195,7 @@ class TextClassificationDataModule(TextDataModule):
         if split == "train" and self.problem_type != "regression":
             held = set(numbers(table, "label", of=self._classes_of).tolist())
             if unseen := [label for i, label in enumerate(self.labels) if i not in held]:
-                rank_zero_warn(f"train: no row is labelled {' or '.join(unseen)}, which the model then never learns.")
+                rank_zero_warn(f"train: no row has these labels, which the model then never learns: {listed(unseen)}")
         return table
 
     def _classes_of(self, labels: pa.ChunkedArray) -> Int[np.ndarray, " classes"]:

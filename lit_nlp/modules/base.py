@@ -30,6 +30,7 @@ from lit_nlp.modules.formula import attend_by_formula
 from lit_nlp.modules.optimization import freeze as freeze_parameters
 from lit_nlp.modules.optimization import parameter_groups, parameter_places, warmup_steps
 from lit_nlp.modules.recording import record_passes, stop_recording
+from lit_nlp.modules.resuming import count_epochs_rightly
 from lit_nlp.modules.rng import rng_state, set_rng_state
 from lit_nlp.modules.rowwise_adamw import RowwiseAdamW, may_be_sparse, sparse_gradient
 from lit_nlp.modules.varlen import can_skip_padding, has_flash_attention, skip_padding
@@ -467,8 +468,10 @@ class TransformerModule(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the random state for the first batch of a resumed run."""
+        """Keep the random state for the first batch of a resumed run, and let that begin at the right one."""
         resumes = self.trainer.state.fn == "fit"
+        if resumes and "loops" in checkpoint:  # which one of weights alone lacks
+            count_epochs_rightly(checkpoint, by_steps=self.trainer.max_steps != -1)
         self._rng_to_restore = checkpoint[SECTION]["rng"] if resumes and SECTION in checkpoint else None
 
     @classmethod

@@ -481,9 +481,13 @@ def test_no_more_tokens_can_be_asked_for_than_the_backbone_reads(make: Make) -> 
 
 
 def test_who_goes_on_with_other_rows_is_told(make: Make, recwarn: pytest.WarningsRecorder) -> None:
+    def loading(module: TextClassificationDataModule, verb: TrainerFn) -> TextClassificationDataModule:
+        module.trainer = SimpleNamespace(state=SimpleNamespace(fn=verb))
+        return module
+
     module = given(make())
-    module.load_state_dict(module.state_dict())
-    make().load_state_dict(module.state_dict())  # as in a test, where no row is trained on
-    assert not [each for each in recwarn if "trained on" in str(each.message)]
-    with pytest.warns(UserWarning, match="^train: the run was trained on 18 rows before, these are 9.$"):
-        given(make(limit=10)).load_state_dict(module.state_dict())
+    loading(module, TrainerFn.FITTING).load_state_dict(module.state_dict())
+    loading(given(make(limit=10)), TrainerFn.TESTING).load_state_dict(module.state_dict())
+    assert not [each for each in recwarn if "was trained on" in str(each.message)]
+    with pytest.warns(UserWarning, match=r"^train: the run was trained on 18 rows before, these are 9; is it the same"):
+        loading(given(make(limit=10)), TrainerFn.FITTING).load_state_dict(module.state_dict())

@@ -267,23 +267,36 @@ def test_names_that_are_given_are_not_judged() -> None:
 
 
 def test_labels_that_differ_in_case_alone_are_told() -> None:
-    with pytest.warns(
-        UserWarning, match=r"^r.csv, line 4: label 'sport' differs from 'Sport' \(r.csv, line 2\) in case"
-    ):
-        assert counted("Sport", "tech", "sport", "Sport") == {"Sport": 2, "tech": 1, "sport": 1}
+    told = (
+        r"^r.csv, line 4: label 'sport' differs from 'Sport' \(r.csv, line 2\) in case alone, and is a class of its"
+        " own; write them alike, or name all labels in data.labels, both of these as 'Sport'$"
+    )
+    given = ("Sport", "tech", "sport", "Sport")
+    with pytest.warns(UserWarning, match=told):
+        assert counted(*given) == {"Sport": 2, "tech": 1, "sport": 1}
+    assert counted(*given, names={"Sport": "Sport", "sport": "Sport", "tech": "tech"}) == {"Sport": 3, "tech": 1}
 
 
 @pytest.mark.parametrize("separator", [",", ";"])
 def test_labels_that_another_separator_stands_between_are_told(separator: str) -> None:
     label = f"sport{separator}news"
     told = f"^r.csv, line 3: label '{label}' is one class, and no text has several; set data.label_separator to "
-    with pytest.warns(UserWarning, match=f"{told}'{separator}'"):
+    with pytest.warns(UserWarning, match=f"{told}'{separator}' if that stands between two$"):
         counted("tech", label, separator="|")
 
 
-@pytest.mark.parametrize(("labels", "separator"), [(("a, b", "c"), None), (("a, b|c", "c"), "|"), (("a", "b"), "|")])
+@pytest.mark.parametrize(
+    ("labels", "separator"),
+    [
+        (("a, b", "c"), None),
+        (("a, b|c", "c"), "|"),
+        (("a", "b"), "|"),
+        ((["a, b"], ["c"]), "|"),
+        (({"a, b": 1, "c": 0}, {"a, b": 0, "c": 1}), "|"),
+    ],
+)
 def test_of_other_labels_nothing_is_told(
-    labels: tuple[str, ...], separator: str | None, recwarn: pytest.WarningsRecorder
+    labels: tuple[Any, ...], separator: str | None, recwarn: pytest.WarningsRecorder
 ) -> None:
     counted(*labels, separator=separator)
     assert not list(recwarn)

@@ -145,13 +145,13 @@ def test_texts_and_starts_may_stand_in_columns_of_their_own(make: Make) -> None:
 
 
 def test_answers_in_a_table_may_be_json(make: Make) -> None:
-    bracketed = "it is [see 12] here"
+    bracketed, objects = "it is [see 12] here", 'it holds {"a": 1} and [{"a": 1}]'
     cells = [(row["question"], row["context"], json.dumps(row["answers"])) for row in ROWS]
-    cells.append(("where", bracketed, "[see 12]"))
+    cells += [("where", bracketed, "[see 12]"), ("what", objects, '[{"a": 1}]')]
     cells.append(("what", CONTEXT, json.dumps({"text": ["story"], "answer_start": [27]})))
     with Path("rows.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("question", "context", "answers"), *cells])
-    assert spans(only_batch(make("rows.csv"))) == ["acting", "story", None, "[see 12]", "story"]
+    assert spans(only_batch(make("rows.csv"))) == ["acting", "story", None, "[see 12]", '[{"a": 1}]', "story"]
 
 
 @pytest.mark.parametrize(("impossible", "answers"), [(True, ["story"]), (False, [])])

@@ -331,6 +331,7 @@ def test_damaged_gzip_is_told(damage: Any) -> None:
             "r.csv, line 1: not UTF-8: byte 0x8b at offset 1; it is compressed with gzip: add .gz",
         ),
         (b"text\na\nb\0c\n", "r.csv, line 3: a NUL byte at offset 8; remove it"),
+        (b"text\nPAR1 b\0c\n", "r.csv, line 2: a NUL byte at offset 11; remove it"),
         (b"PAR1\x15\0\n", "r.csv, line 1: a NUL byte at offset 5; it is Parquet: end its name in .parquet"),
         (
             b"ARROW1\xff\n",

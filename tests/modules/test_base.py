@@ -1,7 +1,7 @@
 import math
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -544,36 +544,49 @@ def test_a_run_that_max_steps_ended_goes_on_bit_by_bit_when_more_are_asked_for(
     assert same(weights(resumed), weights(unbroken))
 
 
-class Rows(Callback):
-    """Remembers which rows were trained on."""
+class Epochs(Callback):
+    """Remembers which rows were trained on, and which epochs ended."""
 
     def __init__(self) -> None:
-        self.seen: list[int] = []
+        self.rows: list[int] = []
+        self.ended: list[int] = []
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: dict[str, Any], _: int) -> None:
-        self.seen += batch["row"].tolist()
+        self.rows += batch["row"].tolist()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.ended.append(trainer.current_epoch)
 
 
-@pytest.mark.parametrize(
-    ("rest", "watching"),
-    [
-        # It asks for a loss at the end of each epoch: one that is ended again has none.
-        pytest.param({"max_epochs": 2}, lambda: [EarlyStopping("val/loss")], id="epochs"),
-        pytest.param({"max_steps": 14, "max_epochs": -1}, list, id="steps"),
-    ],
-)
+@pytest.mark.parametrize("first", [{"max_epochs": 1}, {"max_steps": 5, "max_epochs": -1}], ids=["epochs", "steps"])
+@pytest.mark.parametrize("rest", [{"max_epochs": 2}, {"max_steps": 14, "max_epochs": -1}], ids=["epochs", "steps"])
 def test_behind_a_whole_epoch_comes_a_whole_one_also_of_other_batches(
-    rest: dict[str, int], watching: Callable[[], list[Callback]], data: Data, module: Module, tmp_path: Path
+    first: dict[str, int], rest: dict[str, int], data: Data, module: Module, tmp_path: Path
 ) -> None:
     def trainer(*callbacks: Callback, **arguments: int) -> Trainer:
-        kept = [LastCheckpoint(tmp_path), *watching(), *callbacks]
+        # One that is early to stop asks for a loss at the end of each epoch: one that is ended again has none.
+        kept = [LastCheckpoint(tmp_path), EarlyStopping("val/loss"), *callbacks]
         return plain_trainer(callbacks=kept, enable_checkpointing=True, **arguments)
 
-    trainer(max_epochs=1).fit(module(), data())
-    again = trainer(rows := Rows(), **rest)
+    trainer(**first).fit(module(), data())
+    again = trainer(seen := Epochs(), **rest)
     again.fit(module(), data(batch_size=2), ckpt_path=str(tmp_path / "last.ckpt"))
     assert again.global_step == 5 + 9
-    assert sorted(rows.seen) == list(range(18))
+    assert sorted(seen.rows) == list(range(18))
+    assert seen.ended == [1]
+
+
+@pytest.mark.parametrize("rest", [{"max_epochs": 2}, {"max_steps": 10, "max_epochs": -1}], ids=["epochs", "steps"])
+def test_other_checkpoints_from_the_end_of_an_epoch_are_gone_on_with_alike(
+    rest: dict[str, int], data: Data, module: Module, tmp_path: Path
+) -> None:
+    keeper = ModelCheckpoint(tmp_path, filename="kept", save_on_train_epoch_end=True)
+    plain_trainer(max_steps=3, max_epochs=-1, callbacks=[keeper], enable_checkpointing=True).fit(module(), data())
+    again = plain_trainer(callbacks=[seen := Epochs()], **rest)
+    again.fit(module(), data(), ckpt_path=str(tmp_path / "kept.ckpt"))
+    assert again.global_step == 10
+    assert len(seen.rows) == 18 - 3 * 4 + 18
+    assert seen.ended == [0, 1]
 
 
 class StopAfter(Callback):
