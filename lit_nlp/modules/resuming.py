@@ -16,11 +16,11 @@ def count_epochs_rightly(checkpoint: dict[str, Any], *, by_steps: bool) -> None:
     """
     loop = checkpoint["loops"]["fit_loop"]
     epochs, batches = loop["epoch_progress"], loop["epoch_loop.batch_progress"]
-    if epochs["total"]["processed"] == epochs["total"]["completed"]:
-        return
+    if epochs["total"]["processed"] < epochs["total"]["ready"]:
+        return  # from within an epoch
     if not batches["is_last_batch"]:
         for counts in epochs.values():
-            counts["processed"] -= 1
+            counts["processed"] = counts["completed"] = counts["ready"] - 1
     elif by_steps:
         for counts in epochs.values():
             counts["completed"] = counts["processed"]

@@ -504,19 +504,20 @@ class Terminate(Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+@pytest.mark.parametrize("asked", [{"max_epochs": 2}, {"max_steps": 10, "max_epochs": -1}], ids=["epochs", "steps"])
 @pytest.mark.parametrize("batches", [1, 3, 5, 7])
 def test_a_run_that_a_signal_ended_goes_on_bit_by_bit_from_where_it_stopped(
-    batches: int, data: Data, module: Module, tmp_path: Path
+    batches: int, asked: dict[str, int], data: Data, module: Module, tmp_path: Path
 ) -> None:
     torch.manual_seed(1)
-    plain_trainer(max_epochs=2).fit(unbroken := module(), data())
+    plain_trainer(**asked).fit(unbroken := module(), data())
     torch.manual_seed(1)
     kept = [Terminate(batches), LastCheckpoint(tmp_path)]
     with pytest.raises(SIGTERMException):
-        plain_trainer(max_epochs=2, callbacks=kept, enable_checkpointing=True).fit(module(), data())
+        plain_trainer(**asked, callbacks=kept, enable_checkpointing=True).fit(module(), data())
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == batches
     torch.manual_seed(99)
-    plain_trainer(max_epochs=2).fit(resumed := module(), data(), ckpt_path=str(tmp_path / "last.ckpt"))
+    plain_trainer(**asked).fit(resumed := module(), data(), ckpt_path=str(tmp_path / "last.ckpt"))
     assert same(weights(resumed), weights(unbroken))
 
 
@@ -577,16 +578,19 @@ def test_behind_a_whole_epoch_comes_a_whole_one_also_of_other_batches(
 
 
 @pytest.mark.parametrize("rest", [{"max_epochs": 2}, {"max_steps": 10, "max_epochs": -1}], ids=["epochs", "steps"])
-def test_other_checkpoints_from_the_end_of_an_epoch_are_gone_on_with_alike(
+def test_other_checkpoints_of_an_epoch_that_was_cut_short_are_gone_on_with_alike(
     rest: dict[str, int], data: Data, module: Module, tmp_path: Path
 ) -> None:
     keeper = ModelCheckpoint(tmp_path, filename="kept", save_on_train_epoch_end=True)
-    plain_trainer(max_steps=3, max_epochs=-1, callbacks=[keeper], enable_checkpointing=True).fit(module(), data())
-    again = plain_trainer(callbacks=[seen := Epochs()], **rest)
-    again.fit(module(), data(), ckpt_path=str(tmp_path / "kept.ckpt"))
-    assert again.global_step == 10
-    assert len(seen.rows) == 18 - 3 * 4 + 18
-    assert seen.ended == [0, 1]
+    some = plain_trainer(max_steps=3, max_epochs=-1, callbacks=[keeper], enable_checkpointing=True)
+    some.fit(module(), data())
+    some.save_checkpoint(tmp_path / "behind.ckpt")
+    for name in ("kept", "behind"):
+        again = plain_trainer(callbacks=[seen := Epochs()], **rest)
+        again.fit(module(), data(), ckpt_path=str(tmp_path / f"{name}.ckpt"))
+        assert again.global_step == 10
+        assert len(seen.rows) == 18 - 3 * 4 + 18
+        assert seen.ended == [0, 1]
 
 
 class StopAfter(Callback):
