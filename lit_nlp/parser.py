@@ -39,9 +39,11 @@ class Parser(LightningArgumentParser):
     def _mend(self, problem: str, ex: Exception | None) -> str:
         """Return the option or class that may have been meant; where none is near, where to look."""
         known = [name.lstrip("-") for name in getattr(ex, "subcommand_parser", self)._option_string_actions]
-        for pattern, names in (_UNKNOWN, known), (_NO_CLASS, lit_nlp.__all__):
-            if unknown := pattern.search(problem):
-                return did_you_mean(unknown[1], names) or _SEE
+        if unknown := _UNKNOWN.search(problem):
+            section = unknown[1].partition(".")[0]
+            return did_you_mean(unknown[1] if section in known else section, known) or _SEE
+        if unknown := _NO_CLASS.search(problem):
+            return did_you_mean(unknown[1], lit_nlp.__all__) or _SEE
         return _SEE
 
 

@@ -35,6 +35,9 @@ ATTRIBUTION = "--trainer.callbacks+=lit_nlp.AttributionCallback"
             ["--trainer.max_epoch", "1"],
             "unrecognized arguments: --trainer.max_epoch 1; did you mean 'trainer.max_epochs'?",
         ),
+        (["--dat.train", "x.csv"], "unrecognized arguments: --dat.train x.csv; did you mean 'data'?\n"),
+        (["--max_epochs", "1"], "unrecognized arguments: --max_epochs 1; did you mean 'trainer.max_epochs'?\n"),
+        (["--config", "section.yaml"], "does not accept option 'trianer.max_epochs'; did you mean 'trainer'?\n"),
         (["--ckpt_pat", "x"], "unrecognized arguments: --ckpt_pat x; did you mean 'ckpt_path'?\n"),
         (
             ["--config", "misspelt.yaml"],
@@ -60,6 +63,7 @@ def test_a_mistake_names_its_option_and_the_mend(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("misspelt.yaml").write_text("trainer:\n  max_epoch: 1\n")
+    Path("section.yaml").write_text("trianer:\n  max_epochs: 1\n")
     callbacks = [{"class_path": "lit_nlp.AttributionCallback", "init_args": {"limt": 3}}]
     Path("list.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": callbacks}}))
     assert command.main(["fit", *CLASSES, *arguments]) == 2
