@@ -218,6 +218,8 @@ class QuestionAnsweringDataModule(TextDataModule):
                 f"{split}: the answer_start of {repaired} of {len(table)} questions was wrong, and was corrected to"
                 " where the answer stands."
             )
+        if split == "train" and not pc.any(pc.greater(pc.list_value_length(columns["answers"]), 0)).as_py():
+            rank_zero_warn("train: no question has an answer, and so the model learns to give none.")
         if lost := pc.sum(columns["in_no_window"]).as_py():
             # They would be trained as questions without an answer.
             left_out = "; they are left out of training" if split == "train" else ""

@@ -383,6 +383,15 @@ def test_repairs_are_counted_once_a_split(make: Make) -> None:
         make(ROWS).setup("test")
 
 
+def test_training_questions_without_any_answer_are_told(make: Make, recwarn: pytest.WarningsRecorder) -> None:
+    make(ROWS).setup("fit")
+    assert not [each for each in recwarn if "no question" in str(each.message)]
+    make(ROWS[2:], train=write("none.jsonl", [row | {"answers": []} for row in ROWS])).setup("test")
+    assert not [each for each in recwarn if "no question" in str(each.message)]
+    with pytest.warns(UserWarning, match="^train: no question has an answer, and so the model learns to give none.$"):
+        make([row | {"answers": []} for row in ROWS]).setup("fit")
+
+
 # Windows
 
 
