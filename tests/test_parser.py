@@ -35,6 +35,8 @@ ATTRIBUTION = "--trainer.callbacks+=lit_nlp.AttributionCallback"
             ["--trainer.max_epoch", "1"],
             "unrecognized arguments: --trainer.max_epoch 1; did you mean 'trainer.max_epochs'?",
         ),
+        (["--config", "list.yaml"], "trainer.callbacks: Option 'limt' is not accepted; did you mean 'limit'?\n"),
+        (["--trainer.plugins", "x"], "trainer.plugins: expected dot import path string, list or null, got 'x'"),
         (["--dat.train", "x.csv"], "unrecognized arguments: --dat.train x.csv; did you mean 'data'?\n"),
         (["--max_epochs", "1"], "unrecognized arguments: --max_epochs 1; did you mean 'trainer.max_epochs'?\n"),
         (["--config", "section.yaml"], "does not accept option 'trianer.max_epochs'; did you mean 'trainer'?\n"),
