@@ -73,18 +73,19 @@ def locate_backbone(backbone: str) -> Location:
     return Location(backbone, path)
 
 
-def unloadable(backbone: str, error: Exception) -> BackboneError:
+def unloadable(location: Location, error: Exception) -> BackboneError:
     """Return the one-line error for a backbone that transformers could not load."""
-    problem = first_line(error)
+    problem, where = first_line(error), f"backbone {location.backbone}"
     if "Unrecognized configuration class" in problem:
         kind = "its architecture has no head for this task"
-        return BackboneError(kind, where=f"backbone {backbone}", mend="see the README for which backbones do what")
-    mend = "check the name and the network, or give a local folder or package:name/folder"
-    if Path(locate_backbone(backbone).path).exists():
+        return BackboneError(kind, where=where, mend="see the README for which backbones do what")
+    if location.is_scratch:
+        mend = "check its configuration"
+    elif Path(location.path).exists():
         mend = "check that it is whole: config.json, the weights and the tokenizer's files; or give another"
-    return BackboneError(
-        f"it can't be loaded ({type(error).__name__}: {problem})", where=f"backbone {backbone}", mend=mend
-    )
+    else:
+        mend = "check the name and the network, or give a local folder or package:name/folder"
+    return BackboneError(f"it can't be loaded ({type(error).__name__}: {problem})", where=where, mend=mend)
 
 
 def load_config(backbone: str, **changes: Any) -> PreTrainedConfig:
@@ -105,7 +106,7 @@ def load_config(backbone: str, **changes: Any) -> PreTrainedConfig:
     try:
         return cast(PreTrainedConfig, AutoConfig.from_pretrained(**location.arguments, **changes))
     except LOADING_ERRORS as error:
-        raise unloadable(backbone, error) from error
+        raise unloadable(location, error) from error
 
 
 def load_tokenizer(backbone: str) -> PreTrainedTokenizerBase:
@@ -130,7 +131,7 @@ def load_tokenizer(backbone: str) -> PreTrainedTokenizerBase:
         try:
             tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(**location.arguments))
         except Exception as error:  # the tokenizers library raises no narrower one
-            raise unloadable(backbone, error) from error
+            raise unloadable(location, error) from error
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         # What transformers makes of a folder without a tokenizer's files; it would read every word as unknown.
         raise BackboneError(

@@ -74,7 +74,7 @@ def load_model(
         if isinstance(error, ImportError) and attn_implementation not in (None, "eager", "sdpa"):
             problem = first_line(error).rstrip(".")
             raise ConfigError(problem, where="model.attn_implementation", mend="choose another") from error
-        raise unloadable(backbone, error) from error
+        raise unloadable(location, error) from error
     if isinstance(model, EncoderDecoderModel) and getattr(model.encoder, "pooler", None) is not None:
         model.encoder.pooler = None  # no decoder reads it, and a parameter without a gradient stops DDP
     for part in model.modules():

@@ -353,6 +353,12 @@ def test_a_backbone_that_is_not_there_is_told_in_one_line(backbone: str, message
     refused(backbone, message)
 
 
+def test_of_one_from_scratch_the_configuration_is_asked_about(bert: str, tmp_path: Path) -> None:
+    backbone = f"scratch:{changed(bert, tmp_path, edit('config.json', num_attention_heads=3))}"
+    with pytest.raises(BackboneError, match=r"it can't be loaded \(ValueError: .*\); check its configuration$"):
+        TextClassificationModule(backbone, labels=LABELS)
+
+
 def test_of_a_name_on_the_hub_the_network_is_asked_about() -> None:
     with pytest.raises(BackboneError, match="check the name and the network"):
         TextClassificationModule("acme/none", labels=LABELS)
