@@ -375,9 +375,8 @@ class LitNLPCLI(LightningCLI):
         """
         steps, epochs, asked = self.trainer.global_step, self.trainer.current_epoch, self.settings.trainer
         if steps == self.resumed_at:
-            limit = "max_steps" if 0 <= self.trainer.max_steps <= steps else "max_epochs"
-            if limit == "max_epochs" and asked.max_time is not None and epochs != asked.max_epochs:
-                limit = "max_time"
+            by_epochs = asked.max_time is None or epochs == asked.max_epochs
+            limit = "max_steps" if 0 <= self.trainer.max_steps <= steps else "max_epochs" if by_epochs else "max_time"
             raise ConfigError(
                 f"nothing was trained: steps done already: {steps}, epochs: {epochs}",
                 where=f"trainer.{limit}",

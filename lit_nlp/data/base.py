@@ -269,9 +269,9 @@ class TextDataModule(LightningDataModule):
     def prepare_data(self) -> None:
         """Tokenise what the verb needs, once; other processes then find it in the cache."""
         for split in self._needed():
-            rows = len(self._table(split))
+            table = self._table(split)
             if split == "train" and self.sources["val"] is None:
-                self._held_out(rows)  # refused before a run's folder is made
+                _check_divisible(table)  # before a run's folder is made
 
     def setup(self, stage: str | None = None) -> None:
         """Open the splits that a stage needs.
@@ -338,6 +338,7 @@ class TextDataModule(LightningDataModule):
         for note in self._notes_of(split):
             rank_zero_warn(f"{split}: {note}")
         if self.sources["val"] is None and split in ("train", "val"):
+            _check_divisible(table)
             held_out = self._held_out(len(table))
             table = table.select(held_out if split == "val" else np.delete(np.arange(len(table)), held_out))
         truncated = numbers(table, "truncated").sum() if "truncated" in table.column_names else 0
@@ -355,7 +356,6 @@ class TextDataModule(LightningDataModule):
         return path.read_text("utf-8").splitlines() if path.exists() else []
 
     def _held_out(self, rows: int) -> list[int]:
-        require(rows >= 2, "one training row can't be split in two", "data", mend="give --data.val FILE")
         count = min(max(1, round(rows * self.val_fraction)), rows - 1)
         return sorted(random.Random(self.seed).sample(range(rows), count))
 
@@ -409,6 +409,10 @@ class TextDataModule(LightningDataModule):
         if self.limit is None:
             return rows
         return sample(rows, self.limit, self.seed)
+
+
+def _check_divisible(table: datasets.Dataset) -> None:
+    require(len(table) >= 2, "one training row can't be split in two", "data", mend="give --data.val FILE")
 
 
 class _NumberedRows(Dataset[dict[str, Any]]):
