@@ -13,7 +13,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Int
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.utils.data import Dataset
 from tqdm import tqdm
@@ -132,6 +132,8 @@ class TextDataModule(LightningDataModule):
 
     # The columns that `columns` may name.
     canonical_columns: ClassVar[tuple[str, ...]]
+    # The attributes of which a module that has them, too, must have the same: else batches mean something else to it.
+    shared_with_module: ClassVar[tuple[str, ...]] = ()
     instead_of_truncating: ClassVar[str] = "raise it to read them whole"
 
     @property
@@ -278,10 +280,35 @@ class TextDataModule(LightningDataModule):
 
         Args:
             stage: fit, validate, test or predict; None opens every split that has a source.
+
+        Raises:
+            ConfigError: The trainer's module reads batches otherwise than they are made.
         """
+        if self.trainer is not None:
+            self.check_module(self.trainer.lightning_module, stage)
         for split in _SPLITS_OF_VERB[stage] if stage else self._needed():
             if split not in self.tables:
                 self.tables[split] = self._open(split)
+
+    def check_module(self, module: LightningModule, stage: str | None = None) -> None:
+        """Make sure that a module, where it tells, numbers tokens and labels as the batches do.
+
+        Args:
+            module: Any module; what it doesn't tell is taken as agreed.
+            stage: Of the run that the batches are for; those to predict have no labels.
+
+        Raises:
+            ConfigError: The module has other tokens, or another of what is shared with it.
+        """
+        tokenizer = getattr(module, "tokenizer", None)
+        if isinstance(tokenizer, PreTrainedTokenizerBase) and tokenizer.get_vocab() != self.tokenizer.get_vocab():
+            problem, mend = "the module's tokenizer has other tokens", "give both the same backbone"
+            raise ConfigError(problem, where="data.backbone", mend=mend)
+        for name in self.shared_with_module if stage != "predict" else ():
+            ours, theirs = getattr(self, name), getattr(module, name, None)
+            if isinstance(theirs, type(ours)) and theirs != ours:
+                problem, mend = f"the data has {ours}, the module {theirs}", f"give the module {name}=data.{name}"
+                raise ConfigError(problem, where=f"data.{name}", mend=mend)
 
     def train_dataloader(self) -> Batches:
         """Shuffled batches of like length."""

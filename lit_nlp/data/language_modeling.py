@@ -36,6 +36,7 @@ class LanguageModelingDataModule(TextDataModule):
     """
 
     canonical_columns = ("text",)
+    shared_with_module = ("objective",)
 
     def __init__(
         self,

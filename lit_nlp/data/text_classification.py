@@ -47,6 +47,7 @@ class TextClassificationDataModule(TextDataModule):
     instead_of_truncating: ClassVar[str] = "set doc_stride to split them into windows instead"
 
     canonical_columns = ("text", "text_pair", "label")
+    shared_with_module = ("problem_type", "labels")
 
     def __init__(
         self,

@@ -335,13 +335,10 @@ def _check_data(data: TextDataModule, module: TransformerModule) -> None:
     if not isinstance(data, TextDataModule) or "train" not in data.tables:
         mend = 'give the data module, after setup("fit")'
         raise ConfigError("influence needs the training data", where="data", mend=mend)
+    data.check_module(module)
     mend = "give the data that it was trained on"
-    facts, arguments = data.facts, module.hparams
-    told, known = ({name: each.get(name) for name in ("labels", "problem_type")} for each in (facts, arguments))
-    # What one of both leaves open is no conflict; but only what is classified has labels at all.
-    conflict = any(told[name] != known[name] for name in told if None not in (told[name], known[name]))
-    if conflict or ("labels" in facts) != ("labels" in arguments):
-        raise ConfigError(f"the data says {told}, the module {known}", where="data", mend=mend)
+    if ("labels" in data.facts) != ("labels" in module.hparams):  # only what is classified has labels
+        raise ConfigError("of the data and the module one has labels, the other none", where="data", mend=mend)
     first = data.tables["train"][:1]
     if not (data.texts_of(first) and data.given_of(first)):
         raise ConfigError("there are no training rows with labels", where="data", mend=mend)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_nlp.data import base, text_classification
@@ -18,7 +19,9 @@ from lit_nlp.data.base import sample
 from lit_nlp.data.text_classification import TextClassificationDataModule
 from lit_nlp.errors import ConfigError, DataError
 from lit_nlp.files import cache_folder
+from lit_nlp.modules.text_classification import TextClassificationModule
 from tests.backbones import CORPUS
+from tests.contract import plain_trainer
 
 Make = Callable[..., TextClassificationDataModule]
 
@@ -445,12 +448,48 @@ def test_each_process_gets_its_share(make: Make, stage: str) -> None:
     shares = []
     for rank in range(3):
         module = make(test=make().sources["train"], val=make().sources["train"])
-        module.trainer = SimpleNamespace(global_rank=rank, world_size=3, state=SimpleNamespace(fn=stage))  # type: ignore[assignment]
+        trainer = {"global_rank": rank, "world_size": 3, "state": SimpleNamespace(fn=stage)}
+        module.trainer = SimpleNamespace(**trainer, lightning_module=LightningModule())  # type: ignore[assignment]
         module.setup(stage)
         shares.append(by_row(module.train_dataloader() if stage == "fit" else module.test_dataloader()))
     assert set().union(*shares) == set(range(20))
     if stage == "test":
         assert sum(map(len, shares)) == 20
+
+
+# The module that batches are for
+
+
+def test_a_module_that_numbers_labels_otherwise_is_refused(make: Make, bert: str) -> None:
+    data = make(predict=make().sources["train"])
+    inverted = TextClassificationModule(bert, labels=["b", "a"])
+    told = "data.labels: the data has ['a', 'b'], the module ['b', 'a']; give the module labels=data.labels"
+    for run in plain_trainer().fit, plain_trainer().validate:
+        with pytest.raises(ConfigError) as caught:
+            run(inverted, datamodule=data)
+        assert str(caught.value) == told
+    several = TextClassificationModule(bert, labels=["a", "b"], problem_type="multi_label")
+    with pytest.raises(ConfigError, match="the data has single_label, the module multi_label"):
+        data.check_module(several)
+    # Rows to predict have no labels, and the data needn't know any.
+    unlabelled = TextClassificationDataModule(bert, predict=data.sources["train"])
+    assert plain_trainer().predict(inverted, datamodule=unlabelled)
+
+
+def test_a_module_of_other_tokens_is_refused(make: Make, roberta: str) -> None:
+    data, module = make(predict=make().sources["train"]), TextClassificationModule(roberta, labels=["a", "b"])
+    for run in plain_trainer().fit, plain_trainer().predict:
+        with pytest.raises(ConfigError) as caught:
+            run(module, datamodule=data)
+        problem = "data.backbone: the module's tokenizer has other tokens"
+        assert str(caught.value) == f"{problem}; give both the same backbone"
+
+
+def test_what_a_module_does_not_tell_is_no_conflict(make: Make) -> None:
+    module = LightningModule()
+    make().check_module(module)
+    module.labels = torch.tensor([1, 0])  # of its own meaning
+    make().check_module(module)
 
 
 # Arguments

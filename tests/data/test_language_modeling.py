@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lit_nlp import LanguageModelingDataModule
+from lit_nlp import LanguageModelingDataModule, LanguageModelingModule
 from lit_nlp.errors import BackboneError, ConfigError, DataError
 from lit_nlp.objectives import IGNORED
 from lit_nlp.pretrained import load_tokenizer
@@ -278,3 +278,9 @@ def test_a_column_of_any_name_may_hold_the_texts(make: Make, tmp_path: Path) -> 
 def test_a_backbone_without_the_objectives_tokens_is_refused_before_any_work(make: Make, llama: str) -> None:
     with pytest.raises(BackboneError, match="its tokenizer has no mask_token, which masked needs"):
         opened(make(llama))
+
+
+def test_a_module_of_another_objective_is_refused(make: Make, bert: str) -> None:
+    make(objective="masked").check_module(LanguageModelingModule(bert))
+    with pytest.raises(ConfigError, match=r"^data.objective: the data has causal, the module masked; give the module"):
+        make(objective="causal").check_module(LanguageModelingModule(bert))
