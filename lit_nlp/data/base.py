@@ -118,6 +118,8 @@ class TextDataModule(LightningDataModule):
         require(max_length is None or max_length >= 1, f"max_length must be at least 1, got {max_length}", "data")
         self._backbone = backbone
         self.sources: dict[Split, Source | None] = {"train": train, "val": val, "test": test, "predict": predict}
+        for name, given in [("backbone", backbone), *self.sources.items()]:
+            _check_strings(given, f"data.{name}")
         for name in columns or {}:
             known_name(name, self.canonical_columns, "data.columns")
         self.columns, self.column_names = columns or {}, column_names
@@ -436,6 +438,12 @@ class TextDataModule(LightningDataModule):
         if self.limit is None:
             return rows
         return sample(rows, self.limit, self.seed)
+
+
+def _check_strings(given: Source | None, where: str) -> None:
+    for one in given if isinstance(given, list) else [given]:
+        string = one is None or isinstance(one, str)
+        require(string, f"expected a string, got {one!r:.80}", where, mend="write str(path)")
 
 
 def _check_divisible(table: datasets.Dataset) -> None:

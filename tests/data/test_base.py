@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 from lightning.pytorch import LightningModule
@@ -510,6 +511,15 @@ def test_arguments_out_of_range_are_refused(make: Make, arguments: dict[str, Any
     with pytest.raises(ConfigError) as caught:
         make(**arguments)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("name", ["backbone", "train", "predict"])
+def test_a_path_in_place_of_a_string_is_refused(make: Make, bert: str, name: str, monkeypatch: Any) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # a user's Python checks no types
+    for given in (Path("a.csv"), [Path("a.csv")]):
+        with pytest.raises(ConfigError) as caught:
+            TextClassificationDataModule(**{"backbone": bert, name: given})
+        assert str(caught.value).startswith(f"data.{name}: expected a string, got ")
 
 
 def test_no_more_tokens_can_be_asked_for_than_the_backbone_reads(make: Make) -> None:
