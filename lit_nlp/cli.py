@@ -523,8 +523,6 @@ class LitNLPCLI(LightningCLI):
     def _trainer_extras(self, config: Namespace) -> dict[str, Any]:
         """Return what every run of ours adds to the trainer that the configuration describes."""
         trainer = self.config_init[self.verb].trainer
-        if trainer.overfit_batches:
-            raise ConfigError("overfit_batches needs a DataLoader of its own", mend="use --data.limit instead")
         if trainer.fast_dev_run or self.verb == "explain":
             return {"logger": False}
         callbacks: list[Callback] = [RunFolder(self.folder, self.verb, self.dump), ResultsWriter(self.folder)]

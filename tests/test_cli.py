@@ -527,7 +527,7 @@ def test_a_run_of_another_name_is_not_taken_for_a_later_one(project: Path) -> No
     [
         (["--trainer.val_check_interval", "99"], "val_check_interval"),
         (["--trainer.strategy", "nonsense"], "nonsense"),
-        (["--trainer.overfit_batches", "1"], "use --data.limit instead"),
+        (["--trainer.overfit_batches", "1"], "trainer: overfit_batches is set; set data.limit instead"),
         (["--data.num_workers", "-1"], "num_workers must be at least 0, got -1"),
         (["--name", "../x"], "'../x' is no name of a folder"),
         (["--name", ".."], "'..' is no name of a folder"),

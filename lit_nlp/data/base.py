@@ -284,9 +284,13 @@ class TextDataModule(LightningDataModule):
             stage: fit, validate, test or predict; None opens every split that has a source.
 
         Raises:
-            ConfigError: The trainer's module reads batches otherwise than they are made.
+            ConfigError: The trainer's module reads batches otherwise than they are made, or the trainer would make
+                loaders of its own.
         """
         if self.trainer is not None:
+            # For them Lightning takes a `DataLoader` apart.
+            overfits = stage == "fit" and self.trainer.overfit_batches  # type: ignore[attr-defined]
+            require(not overfits, "overfit_batches is set", "trainer", mend="set data.limit instead")
             self.check_module(self.trainer.lightning_module, stage)
         for split in _SPLITS_OF_VERB[stage] if stage else self._needed():
             if split not in self.tables:

@@ -449,7 +449,7 @@ def test_each_process_gets_its_share(make: Make, stage: str) -> None:
     shares = []
     for rank in range(3):
         module = make(test=make().sources["train"], val=make().sources["train"])
-        trainer = {"global_rank": rank, "world_size": 3, "state": SimpleNamespace(fn=stage)}
+        trainer = {"global_rank": rank, "world_size": 3, "state": SimpleNamespace(fn=stage), "overfit_batches": 0.0}
         module.trainer = SimpleNamespace(**trainer, lightning_module=LightningModule())  # type: ignore[assignment]
         module.setup(stage)
         shares.append(by_row(module.train_dataloader() if stage == "fit" else module.test_dataloader()))
