@@ -33,11 +33,14 @@ def keeps_weights(model: PreTrainedModel) -> bool:
     return attends_by_sdpa(model) or model.config._attn_implementation.startswith(_OURS)
 
 
-def attend_by(model: PreTrainedModel, name: str, attend: Callable[..., Any], mask: Callable[..., Any]) -> None:
-    """Let a model attend by a function of our own, and make the mask that it takes by another."""
+def register_attention(name: str, attend: Callable[..., Any], mask: Callable[..., Any]) -> str:
+    """Make a function of our own known to transformers, with what makes its mask; return the name to attend by.
+
+    It is done where the function stands, so that a module that was pickled within a fit finds it in any process.
+    """
     AttentionInterface.register(_OURS + name, attend)
     AttentionMaskInterface.register(_OURS + name, mask)
-    model.set_attn_implementation(_OURS + name)
+    return _OURS + name
 
 
 def restore_attention(model: PreTrainedModel) -> None:

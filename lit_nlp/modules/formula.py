@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from lit_nlp.modules.attention import attend_by, attends_by_sdpa, product_type
+from lit_nlp.modules.attention import attends_by_sdpa, product_type, register_attention
 from lit_nlp.modules.dropout import cheap_dropout
 
 # Up to how many tokens the formula is the quicker in bfloat16, or its weights are small enough to be kept.
@@ -31,7 +31,7 @@ def attend_by_formula(model: PreTrainedModel) -> None:
     An encoder-decoder stays as it is: most have no dropout in attention, and others a bias that the formula lacks.
     """
     if attends_by_sdpa(model) and not model.config.is_encoder_decoder:
-        attend_by(model, "formula", _attend, sdpa_mask)
+        model.set_attn_implementation(_NAME)
 
 
 def _attend(
@@ -106,3 +106,6 @@ def attention_weights(
             scores.add_(torch.where(shown, torch.zeros_like(lowest), lowest))
         weights = scores.softmax(-1)
         return cheap_dropout(weights, dropout) if dropout else weights
+
+
+_NAME = register_attention("formula", _attend, sdpa_mask)

@@ -14,7 +14,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
 
 from lit_nlp.architecture import is_encoder
-from lit_nlp.modules.attention import attend_by, attends_by_sdpa, product_type
+from lit_nlp.modules.attention import attends_by_sdpa, product_type, register_attention
 
 # FlashAttention 2 needs Ampere, and heads of so many numbers at most, a multiple of eight.
 _CAPABILITY, _LARGEST_HEAD, _HEAD_MULTIPLE = (8, 0), 192, 8
@@ -45,7 +45,7 @@ def skip_padding(model: PreTrainedModel) -> None:
 
     The mask of a batch must show one run of tokens a row; padding may stand on either side of it.
     """
-    attend_by(model, "varlen", _attend, _mask)
+    model.set_attn_implementation(_NAME)
 
 
 def bounds(attention_mask: Bool[Tensor, "batch sequence"]) -> Int[Tensor, " bounds"]:
@@ -128,3 +128,6 @@ def _flash(
         query, key, value, edges, edges, longest, longest, dropout, False, False, scale=scaling
     )[0]
     return attended
+
+
+_NAME = register_attention("varlen", _attend, _mask)

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -251,3 +253,19 @@ def test_a_trainer_on_a_cpu_takes_the_formula_and_gives_all_back(
     trainer.test(module, data, verbose=False)
     assert module.model.config._attn_implementation == chosen
     assert {type(part) for part in module.modules() if isinstance(part, nn.Dropout)} == {nn.Dropout}
+
+
+def test_a_module_that_was_pickled_within_a_fit_runs_in_another_process(bert: str, tmp_path: Path) -> None:
+    module = SentimentModule(bert).eval()
+    expected = module.predict_texts(["a film"])[0].probability
+    attend_by_formula(module.model)
+    torch.save(module, tmp_path / "module.pt")
+    program = (
+        "import sys, torch\n"
+        "module = torch.load(sys.argv[1], weights_only=False)\n"
+        "print(module.model.config._attn_implementation, module.predict_texts(['a film'])[0].probability)"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "module.pt")]
+    name, probability = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert name == "lit_nlp_formula"
+    assert float(probability) == pytest.approx(expected)
