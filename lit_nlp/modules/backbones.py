@@ -14,6 +14,7 @@ from transformers import (
     EncoderDecoderConfig,
     EncoderDecoderModel,
     GenerationConfig,
+    GgufConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -43,7 +44,7 @@ def load_model(
         ConfigError: A package is missing that `attn_implementation` needs.
     """
     location = locate_backbone(backbone)
-    chosen = {"attn_implementation": attn_implementation} if attn_implementation else {}
+    chosen: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
     if auto_class is AutoModelForSeq2SeqLM and location.is_checkpoint and not config.is_encoder_decoder:
         raise BackboneError(
             "an encoder's checkpoint can't become an encoder-decoder",
@@ -101,6 +102,9 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
 
 
 def _from_pretrained(location: Location, auto_class: Any, config: PreTrainedConfig, chosen: dict[str, Any]) -> Any:
+    if location.gguf_file:
+        # Else transformers keeps weights packed, which can't be trained, where a kernel multiplies them.
+        chosen = chosen | {"quantization_config": GgufConfig(dequantize=True)}
     with _quiet():
         model, info = auto_class.from_pretrained(
             **location.arguments,
@@ -110,6 +114,15 @@ def _from_pretrained(location: Location, auto_class: Any, config: PreTrainedConf
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is not None:
+        if not location.gguf_file:
+            raise BackboneError(
+                "its weights are quantised, and can't be trained",
+                where=f"backbone {location.backbone}",
+                mend="give the one that it was made from",
+            )
+        quantizer.remove_quantization_config(model)  # it holds what no checkpoint may, and forbids to save weights
     embeddings = {name for name, module in model.named_modules() if module is model.get_input_embeddings()}
     layers = {name for name, module in model.named_modules() if isinstance(module, torch.nn.ModuleList)}
     # A pooler may be new, as the head is; embeddings and layers with random weights would only look pretrained.

@@ -107,7 +107,24 @@ def test_a_gguf_file(llama: str, tmp_path: Path) -> None:
     module = TextClassificationModule(str(path), labels=LABELS).eval()
     assert same(body(module.model), AutoModel.from_pretrained(llama).state_dict())
     assert module.encode(CORPUS).sequences == TextClassificationModule(llama, labels=LABELS).encode(CORPUS).sequences
-    assert module.predict_texts(CORPUS)
+    path.unlink()
+    again = TextClassificationModule.load_from_checkpoint(save(module, tmp_path / "x.ckpt"))
+    assert again.predict_texts(CORPUS) == module.predict_texts(CORPUS)
+    for part in module.model, module.tokenizer:
+        part.save_pretrained(tmp_path / "folder")
+    assert same(body(TextClassificationModule(str(tmp_path / "folder"), labels=LABELS).model), body(module.model))
+
+
+def test_weights_that_are_quantised_are_refused(llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def quantised(*arguments: Any, **named: Any) -> Any:
+        model, info = from_pretrained(*arguments, **named)
+        model.hf_quantizer = object()
+        return model, info
+
+    from_pretrained = AutoModelForSequenceClassification.from_pretrained
+    monkeypatch.setattr(AutoModelForSequenceClassification, "from_pretrained", quantised)
+    with pytest.raises(BackboneError, match="its weights are quantised, and can't be trained; give the one that it"):
+        TextClassificationModule(llama, labels=LABELS)
 
 
 def write_gguf(gguf: Any, folder: str, path: Path) -> None:
