@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Int
 from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.utils.data import Dataset
 from tqdm import tqdm
@@ -118,8 +119,10 @@ class TextDataModule(LightningDataModule):
         require(max_length is None or max_length >= 1, f"max_length must be at least 1, got {max_length}", "data")
         self._backbone = backbone
         self.sources: dict[Split, Source | None] = {"train": train, "val": val, "test": test, "predict": predict}
-        for name, given in [("backbone", backbone), *self.sources.items()]:
-            _check_strings(given, f"data.{name}")
+        _check_strings(backbone, "data.backbone")
+        for split, source in self.sources.items():
+            if source is not None:
+                _check_strings(source, f"data.{split}")
         for name in columns or {}:
             known_name(name, self.canonical_columns, "data.columns")
         self.columns, self.column_names = columns or {}, column_names
@@ -134,7 +137,7 @@ class TextDataModule(LightningDataModule):
 
     # The columns that `columns` may name.
     canonical_columns: ClassVar[tuple[str, ...]]
-    # The attributes of which a module that has them, too, must have the same: else batches mean something else to it.
+    # Attributes that a module takes as arguments, too: with others it would read batches otherwise than they are meant.
     shared_with_module: ClassVar[tuple[str, ...]] = ()
     instead_of_truncating: ClassVar[str] = "raise it to read them whole"
 
@@ -287,34 +290,44 @@ class TextDataModule(LightningDataModule):
             ConfigError: The trainer's module reads batches otherwise than they are made, or the trainer would make
                 loaders of its own.
         """
-        if self.trainer is not None:
+        # Lightning leaves a trainer behind when it is done.
+        if self.trainer is not None and self.trainer.state.status == TrainerStatus.RUNNING:
             # For them Lightning takes a `DataLoader` apart.
             overfits = stage == "fit" and self.trainer.overfit_batches  # type: ignore[attr-defined]
             require(not overfits, "overfit_batches is set", "trainer", mend="set data.limit instead")
-            self.check_module(self.trainer.lightning_module, stage)
+            if "backbone" in self.trainer.lightning_module.hparams:  # else it is another project's
+                self.check_module(self.trainer.lightning_module, stage)
         for split in _SPLITS_OF_VERB[stage] if stage else self._needed():
             if split not in self.tables:
                 self.tables[split] = self._open(split)
 
     def check_module(self, module: LightningModule, stage: str | None = None) -> None:
-        """Make sure that a module, where it tells, numbers tokens and labels as the batches do.
+        """Make sure that a module of ours, where it tells, reads batches as they are meant.
 
         Args:
-            module: Any module; what it doesn't tell is taken as agreed.
-            stage: Of the run that the batches are for; those to predict have no labels.
+            module: A `TransformerModule`; what it leaves open is taken as agreed.
+            stage: Of the run that the batches are for.
 
         Raises:
-            ConfigError: The module has other tokens, or another of what is shared with it.
+            ConfigError: The module knows other tokens by the numbers, or has another of what is shared with it.
         """
-        tokenizer = getattr(module, "tokenizer", None)
-        if isinstance(tokenizer, PreTrainedTokenizerBase) and tokenizer.get_vocab() != self.tokenizer.get_vocab():
+        tokenizer: Any = module.tokenizer
+        theirs = tokenizer.get_vocab()
+        if any(theirs.get(token) != number for token, number in self.tokenizer.get_vocab().items()):
             problem, mend = "the module's tokenizer has other tokens", "give both the same backbone"
             raise ConfigError(problem, where="data.backbone", mend=mend)
-        for name in self.shared_with_module if stage != "predict" else ():
-            ours, theirs = getattr(self, name), getattr(module, name, None)
-            if isinstance(theirs, type(ours)) and theirs != ours:
-                problem, mend = f"the data has {ours}, the module {theirs}", f"give the module {name}=data.{name}"
-                raise ConfigError(problem, where=f"data.{name}", mend=mend)
+        for name in self.shared_with_module:
+            self.check_shared(name, getattr(self, name), module.hparams.get(name))
+
+    def check_shared(self, name: str, ours: Any, theirs: Any) -> None:
+        """Make sure that an argument of a module is as the data has it, where neither leaves it open.
+
+        Raises:
+            ConfigError: It isn't.
+        """
+        if None not in (ours, theirs) and ours != theirs:
+            mend = f"give the module {name}=data.{name}"
+            raise ConfigError(f"the data has {ours!r}, the module {theirs!r}", where=f"data.{name}", mend=mend)
 
     def train_dataloader(self) -> Batches:
         """Shuffled batches of like length."""
@@ -444,10 +457,9 @@ class TextDataModule(LightningDataModule):
         return sample(rows, self.limit, self.seed)
 
 
-def _check_strings(given: Source | None, where: str) -> None:
-    for one in given if isinstance(given, list) else [given]:
-        string = one is None or isinstance(one, str)
-        require(string, f"expected a string, got {one!r:.80}", where, mend="write str(path)")
+def _check_strings(given: Source, where: str) -> None:
+    for one in given if isinstance(given, list | tuple) else [given]:
+        require(isinstance(one, str), f"expected a string, got {one!r:.80}", where, mend="a path is given as str(path)")
 
 
 def _check_divisible(table: datasets.Dataset) -> None:

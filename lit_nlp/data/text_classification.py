@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from jaxtyping import Int
+from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lit_nlp.data import sources
@@ -47,7 +48,6 @@ class TextClassificationDataModule(TextDataModule):
     instead_of_truncating: ClassVar[str] = "set doc_stride to split them into windows instead"
 
     canonical_columns = ("text", "text_pair", "label")
-    shared_with_module = ("problem_type", "labels")
 
     def __init__(
         self,
@@ -190,6 +190,22 @@ class TextClassificationDataModule(TextDataModule):
         if self.problem_type == "single_label":
             return [self.labels[label] for label in rows["label"]]
         return [[name for name, given in zip(self.labels, label, strict=True) if given] for label in rows["label"]]
+
+    def check_module(self, module: LightningModule, stage: str | None = None) -> None:
+        """Make sure that the module has the classes in the same places; rows to predict have none.
+
+        Raises:
+            ConfigError: It hasn't.
+        """
+        super().check_module(module, stage)
+        if stage == "predict":
+            return
+        self.check_shared("problem_type", self.problem_type, module.hparams.get("problem_type"))
+        labels = list(map(str, module.hparams.get("labels") or self.labels))
+        # By another name a class may be the same.
+        moved = any(label in labels and labels.index(label) != i for i, label in enumerate(self.labels))
+        if moved or len(labels) < len(self.labels):
+            self.check_shared("labels", self.labels, labels)
 
     def _open(self, split: Split) -> datasets.Dataset:
         table = super()._open(split)

@@ -37,16 +37,28 @@ class TextToTextDataModule(TextDataModule):
         max_target_length: Tokens of a target. None: `max_length`, for a decoder half of it.
         prompt: The template around a source; ``{source}`` stands for it. None: the source alone, and for a
             decoder its chat template, or a line break behind the source.
+        source_lang: The source's language as the backbone's tokenizer writes it: `en_XX` for mBART, `en` for M2M100.
+        target_lang: The target's.
         kwargs: The arguments of `TextDataModule`.
     """
 
+    shared_with_module = ("prompt", "source_lang", "target_lang")
+
     def __init__(
-        self, backbone: str, *, max_target_length: int | None = None, prompt: str | None = None, **kwargs: Any
+        self,
+        backbone: str,
+        *,
+        max_target_length: int | None = None,
+        prompt: str | None = None,
+        source_lang: str | None = None,
+        target_lang: str | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(backbone, **kwargs)
         enough = max_target_length is None or max_target_length >= 2
         require(enough, f"max_target_length must be at least 2, got {max_target_length}", "data")
         self._max_target_length, self._prompt = max_target_length, prompt
+        self.source_lang, self.target_lang = source_lang, target_lang
         self._first_records: dict[Split, dict[str, Any]] = {}
 
     @property
@@ -66,8 +78,8 @@ class TextToTextDataModule(TextDataModule):
 
     @property
     def languages(self) -> dict[str, str | None]:
-        """The arguments of `PairTokenizer` that name languages."""
-        return {}
+        """The languages that a multilingual tokenizer writes down."""
+        return {"source_lang": self.source_lang, "target_lang": self.target_lang}
 
     def kept(self, table: datasets.Dataset, split: Split) -> datasets.Dataset:
         """Return a split's rows without those that are to be left out."""

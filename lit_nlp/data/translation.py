@@ -17,13 +17,11 @@ class TranslationDataModule(TextToTextDataModule):
     """Rows of `source` and `target`: of two columns, of two files of aligned lines (``train.{en,de}``), or nested.
 
     Args:
-        source_lang: The source's language as the backbone's tokenizer writes it: `en_XX` for mBART, `en` for M2M100.
-            With a `translation` object in each row, also the key in it.
-        target_lang: The target's.
         max_length_ratio: A pair is suspect where one text has more characters than this many times the other's,
             or none. Suspect pairs are counted in a warning.
         drop_suspect: Train without suspect pairs.
-        kwargs: The arguments of `TextToTextDataModule`.
+        kwargs: The arguments of `TextToTextDataModule`; with a `translation` object in each row, `source_lang` and
+            `target_lang` are also the keys in it.
 
     Raises:
         ConfigError: A ratio that every pair exceeds, or a language that the backbone doesn't know.
@@ -32,26 +30,13 @@ class TranslationDataModule(TextToTextDataModule):
     canonical_columns = ("source", "target")
 
     def __init__(
-        self,
-        backbone: str,
-        *,
-        source_lang: str | None = None,
-        target_lang: str | None = None,
-        max_length_ratio: float = 9.0,
-        drop_suspect: bool = False,
-        **kwargs: Any,
+        self, backbone: str, *, max_length_ratio: float = 9.0, drop_suspect: bool = False, **kwargs: Any
     ) -> None:
         super().__init__(backbone, **kwargs)
         require(max_length_ratio > 1, f"max_length_ratio must be above 1, got {max_length_ratio}", "data")
-        differ = source_lang is None or source_lang != target_lang
-        require(differ, f"source_lang and target_lang are both {source_lang}", "data")
-        self.source_lang, self.target_lang = source_lang, target_lang
+        differ = self.source_lang is None or self.source_lang != self.target_lang
+        require(differ, f"source_lang and target_lang are both {self.source_lang}", "data")
         self.max_length_ratio, self.drop_suspect = max_length_ratio, drop_suspect
-
-    @property
-    def languages(self) -> dict[str, str | None]:
-        """The languages that a multilingual tokenizer writes down."""
-        return {"source_lang": self.source_lang, "target_lang": self.target_lang}
 
     def columns_of(self, split: Split) -> Columns:
         """Read the source, and outside `predict` the target."""

@@ -89,6 +89,7 @@ class LanguageModelingModule(TransformerModule):
         self.objective = objective
         super().__init__(backbone, **kwargs)
         self.save_hyperparameters()
+        self.save_hyperparameters({"objective": self.objective})
         self.mask_probability, self.span_length = mask_probability, span_length
         self._since = perf_counter()
 

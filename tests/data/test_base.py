@@ -5,6 +5,7 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ import jaxtyping
 import pytest
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 
 from lit_nlp.data import base, text_classification
 from lit_nlp.data.base import sample
@@ -449,8 +450,8 @@ def test_each_process_gets_its_share(make: Make, stage: str) -> None:
     shares = []
     for rank in range(3):
         module = make(test=make().sources["train"], val=make().sources["train"])
-        trainer = {"global_rank": rank, "world_size": 3, "state": SimpleNamespace(fn=stage), "overfit_batches": 0.0}
-        module.trainer = SimpleNamespace(**trainer, lightning_module=LightningModule())  # type: ignore[assignment]
+        state = SimpleNamespace(fn=stage, status=TrainerStatus.FINISHED)
+        module.trainer = SimpleNamespace(global_rank=rank, world_size=3, state=state)  # type: ignore[assignment]
         module.setup(stage)
         shares.append(by_row(module.train_dataloader() if stage == "fit" else module.test_dataloader()))
     assert set().union(*shares) == set(range(20))
@@ -469,28 +470,61 @@ def test_a_module_that_numbers_labels_otherwise_is_refused(make: Make, bert: str
         with pytest.raises(ConfigError) as caught:
             run(inverted, datamodule=data)
         assert str(caught.value) == told
-    several = TextClassificationModule(bert, labels=["a", "b"], problem_type="multi_label")
-    with pytest.raises(ConfigError, match="the data has single_label, the module multi_label"):
-        data.check_module(several)
+    # The trainer is done, and whom the data is for now is unknown.
+    data.setup("fit")
     # Rows to predict have no labels, and the data needn't know any.
     unlabelled = TextClassificationDataModule(bert, predict=data.sources["train"])
     assert plain_trainer().predict(inverted, datamodule=unlabelled)
 
 
-def test_a_module_of_other_tokens_is_refused(make: Make, roberta: str) -> None:
+@pytest.mark.parametrize(
+    ("labels", "refused"),
+    [
+        (["b", "a"], True),
+        (["c", "a"], True),
+        (["a", "c", "b"], True),
+        (["a", "b", "c"], False),
+        (["a", "c"], False),
+        (["good", "bad"], False),
+    ],
+)
+def test_labels_are_refused_where_one_stands_elsewhere(make: Make, bert: str, labels: list[str], refused: bool) -> None:
+    module = TextClassificationModule(bert, labels=labels)
+    with pytest.raises(ConfigError, match=r"^data.labels") if refused else nullcontext():
+        make().check_module(module)
+
+
+def test_labels_must_be_as_many_as_the_data_has_and_of_one_problem(make: Make, bert: str) -> None:
+    data = make(labels=["a", "b", "c"])
+    with pytest.raises(ConfigError, match=r"the data has \['a', 'b', 'c'\], the module \['x', 'y'\]"):
+        data.check_module(TextClassificationModule(bert, labels=["x", "y"]))
+    several = TextClassificationModule(bert, labels=["a", "b", "c"], problem_type="multi_label")
+    with pytest.raises(ConfigError, match="the data has 'single_label', the module 'multi_label'"):
+        data.check_module(several)
+    scored = make(problem_type="regression")
+    scored.check_module(TextClassificationModule(bert, problem_type="regression", labels=["quality"]))
+
+
+def test_a_module_of_other_tokens_is_refused(make: Make, bert: str, roberta: str) -> None:
     data, module = make(predict=make().sources["train"]), TextClassificationModule(roberta, labels=["a", "b"])
     for run in plain_trainer().fit, plain_trainer().predict:
         with pytest.raises(ConfigError) as caught:
             run(module, datamodule=data)
         problem = "data.backbone: the module's tokenizer has other tokens"
         assert str(caught.value) == f"{problem}; give both the same backbone"
+    more = TextClassificationModule(bert, labels=["a", "b"])
+    more.tokenizer.add_tokens(["<new>"])
+    data.check_module(more)
 
 
-def test_what_a_module_does_not_tell_is_no_conflict(make: Make) -> None:
-    module = LightningModule()
-    make().check_module(module)
-    module.labels = torch.tensor([1, 0])  # of its own meaning
-    make().check_module(module)
+def test_a_module_of_another_project_is_asked_nothing(make: Make) -> None:
+    class Foreign(LightningModule):
+        labels, tokenizer, problem_type = ["b", "a"], "a teacher's", "single_label_classification"
+
+        def predict_step(self, batch: Any) -> None:
+            pass
+
+    assert plain_trainer().predict(Foreign(), datamodule=make(predict=make().sources["train"]))
 
 
 # Arguments
@@ -511,6 +545,12 @@ def test_arguments_out_of_range_are_refused(make: Make, arguments: dict[str, Any
     with pytest.raises(ConfigError) as caught:
         make(**arguments)
     assert str(caught.value) == message
+
+
+def test_several_sources_may_be_a_tuple(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # a user's Python checks no types
+    train = make().sources["train"]
+    assert len(given(make(train=(train, train), val=train)).tables["train"]) == 40
 
 
 @pytest.mark.parametrize("name", ["backbone", "train", "predict"])

@@ -282,5 +282,5 @@ def test_a_backbone_without_the_objectives_tokens_is_refused_before_any_work(mak
 
 def test_a_module_of_another_objective_is_refused(make: Make, bert: str) -> None:
     make(objective="masked").check_module(LanguageModelingModule(bert))
-    with pytest.raises(ConfigError, match=r"^data.objective: the data has causal, the module masked; give the module"):
+    with pytest.raises(ConfigError, match=r"^data.objective: the data has 'causal', the module 'masked'; give"):
         make(objective="causal").check_module(LanguageModelingModule(bert))

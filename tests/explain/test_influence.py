@@ -445,7 +445,7 @@ def test_what_is_no_training_data_of_the_module_is_refused(
     question = {"question": "what", "context": "a film", "answers": ["film"]}
     answers = QuestionAnsweringDataModule(bert, train=write_rows(tmp_path / "questions.jsonl", [question]), val=source)
     problems = (
-        (several, "data.problem_type: the data has multi_label, the module single_label"),
+        (several, "data.problem_type: the data has 'multi_label', the module 'single_label'"),
         (renamed, f"data.labels: the data has {LABELS[::-1]}, the module {LABELS}"),
         (answers, "data: of the data and the module one has labels, the other none"),
     )

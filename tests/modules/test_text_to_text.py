@@ -148,18 +148,30 @@ class TestTranslation(TextToText):
 
 
 class TestAnswers(TestTranslation):
-    @pytest.fixture(params=["t5", "llama"])
+    @pytest.fixture(params=["t5", "llama", "mbart"])
     def backbone(self, request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return str(shutil.copytree(request.getfixturevalue(request.param), tmp_path / "backbone"))
 
     def data(self, backbone: str, folder: Path) -> Any:
         rows = [{"question": question, "answer": answer} for question, answer in zip(CORPUS, GERMAN, strict=True)]
         sources = dict.fromkeys(("train", "val", "test", "predict"), write_rows(folder / "rows.jsonl", rows))
-        return GenerativeQuestionAnsweringDataModule(backbone, **sources, batch_size=4, max_length=64)
+        speaks = json.loads(Path(backbone, "config.json").read_text())["model_type"] == "mbart"
+        languages = dict.fromkeys(("source_lang", "target_lang"), "en_XX") if speaks else {}
+        return GenerativeQuestionAnsweringDataModule(backbone, **sources, batch_size=4, max_length=64, **languages)
 
     def module(self, backbone: str, data: Any, **arguments: Any) -> Any:
         known = {name: fact for name, fact in data.facts.items() if name != "max_new_tokens"}
         return GenerativeQuestionAnsweringModule(backbone, **known, max_new_tokens=6, num_beams=2, **arguments)
+
+
+@pytest.mark.parametrize("other", [{"target_lang": "fr_XX"}, {"prompt": "translate: {source}"}])
+def test_a_module_that_writes_another_language_or_reads_another_prompt_is_refused(
+    mbart: str, tmp_path: Path, other: dict[str, str]
+) -> None:
+    data = translation_data(mbart, tmp_path, **LANGUAGES["mbart"])
+    data.check_module(TranslationModule(mbart, **LANGUAGES["mbart"]))
+    with pytest.raises(ConfigError, match=f"^data.{next(iter(other))}: the data has '"):
+        data.check_module(TranslationModule(mbart, **{**LANGUAGES["mbart"], **other}))
 
 
 # The loss
