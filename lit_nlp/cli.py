@@ -417,6 +417,9 @@ class LitNLPCLI(LightningCLI):
 
     def _checkpoint(self, given: str | None, root: Path, name: str) -> str | None:
         """Return the checkpoint's path; `best` and `last` are those of the newest run of the name."""
+        if given is not None and not given.strip():
+            mend = "give a file, best or last; or leave it out"
+            raise CheckpointError("the path of the checkpoint is blank", where="ckpt_path", mend=mend)
         if given in ("best", "last"):
             given = str(newest_run(root, name, holding=f"{given}.ckpt") / f"{given}.ckpt")
         if given is None and self.verb != "fit":

@@ -76,7 +76,7 @@ def half_character(where: str) -> DataError:
 
 def did_you_mean(got: str, known: Iterable[str]) -> str | None:
     """Return the question that points to the known word nearest to `got`, if one is near."""
-    near = get_close_matches(got, list(known), n=1)
+    near = get_close_matches(str(got), list(map(str, known)), n=1)
     return f"did you mean {near[0]!r}?" if near else None
 
 

@@ -130,8 +130,12 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def json_lines(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
-    """Yield one JSON object a line, each a line to every reader."""
-    return (json.dumps(row, ensure_ascii=False).translate(_LINE_ENDS) + "\n" for row in rows)
+    """Yield one JSON object a line, each a line to every reader.
+
+    Raises:
+        ValueError: A number isn't finite, which JSON has no word for.
+    """
+    return (json.dumps(row, ensure_ascii=False, allow_nan=False).translate(_LINE_ENDS) + "\n" for row in rows)
 
 
 def unused(path: Path) -> Path:

@@ -141,6 +141,7 @@ def test_a_row_is_drawn_by_its_number_in_the_split(project: Path, capsys: pytest
     assert "data.test: test has rows 0 to 7, but no row 8" in capsys.readouterr().err
     for blank, mistake in (
         (["--target", ""], "target: the target is blank; leave it out, or name one"),
+        (["--contrast", " "], "contrast: the contrast is blank; leave it out, or name one"),
         (["--methods", ""], "methods: there are no methods to compare; name one"),
         (["--rows", "[]"], "explain.rows: there are no rows"),
         (["--reference", "true", "--target", "positive"], "explain.reference: the class is named twice"),
@@ -517,6 +518,15 @@ def test_a_run_of_another_name_is_not_taken_for_a_later_one(project: Path) -> No
     assert lit_nlp("predict", "--name", "v1.0", "--ckpt_path", "best") == 0
     wrote = {path.parent.name for path in Path("checkpoints").glob("*/predictions.jsonl")}
     assert wrote == {"x", "v1.0-2"}
+
+
+@pytest.mark.parametrize("verb", ["test", "predict", "explain", "fit"])
+def test_a_checkpoint_that_is_named_by_nothing_is_refused(
+    verb: str, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert lit_nlp(verb, "--ckpt_path", "") == 2
+    assert "lit-nlp: ckpt_path: the path of the checkpoint is blank; give a file" in capsys.readouterr().err
+    assert not Path("checkpoints").exists()
 
 
 # What Lightning or the system refuses

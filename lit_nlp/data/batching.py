@@ -21,6 +21,8 @@ Rows: TypeAlias = Int[np.ndarray, " _"]
 # Rows are sorted by length within pools of this many batches: far enough to leave next to no padding,
 # near enough that an epoch stays a shuffle.
 _POOL_BATCHES = 50
+# So many seeds a generator of torch tells apart.
+_SEEDS = 2**63
 
 
 def plan_batches(
@@ -145,10 +147,10 @@ class BatchSampler:
     def _plan(self) -> list[Rows]:
         if not self.shuffle:
             return plan_batches(self.lengths, batch_size=self.batch_size, max_tokens=self.max_tokens)
-        by_epoch = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        by_epoch = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % _SEEDS)
         if self.max_tokens is None:
             return plan_batches(self.lengths, batch_size=self.batch_size, generator=by_epoch)
-        once = torch.Generator().manual_seed(self.seed)
+        once = torch.Generator().manual_seed(self.seed % _SEEDS)
         batches = plan_batches(self.lengths, batch_size=self.batch_size, max_tokens=self.max_tokens, generator=once)
         return [batches[i] for i in torch.randperm(len(batches), generator=by_epoch).tolist()]
 

@@ -784,7 +784,9 @@ def _check_columns(columns: Columns, there: list[str], where: str, *, header: bo
 def _missing(
     canonical: str, names: list[str], there: Collection[str], where: str, *, header: bool = False
 ) -> DataError:
-    lacking = next(name for name in names if name not in there)
+    absent = [name for name in names if name not in there]
+    # A name with a dot may lead into a column that is there.
+    lacking = next((name for name in absent if name.partition(".")[0] not in there), absent[0])
     near = did_you_mean(lacking, there)
     mend = f"{near or ''} map it with `columns`, as in {{{canonical}: ITS_NAME}}"
     if header and any(name.isdigit() or name.count(" ") > 3 for name in there):

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import datasets
 import numpy as np
@@ -17,7 +17,7 @@ from lit_nlp.data import sources
 from lit_nlp.data.base import Split, TextDataModule, numbers
 from lit_nlp.data.labels import class_index, class_label, count_labels, in_order, listed, number, several_labels
 from lit_nlp.data.sources import Columns, Row
-from lit_nlp.errors import ConfigError, DataError
+from lit_nlp.errors import ConfigError, DataError, known_name, require
 from lit_nlp.tokenization import Text, encode, pad_windows
 
 ProblemType = Literal["single_label", "multi_label", "regression"]
@@ -62,6 +62,8 @@ class TextClassificationDataModule(TextDataModule):
     ) -> None:
         super().__init__(backbone, **kwargs)
         self.pairs = pairs
+        known_name(problem_type, get_args(ProblemType), "data.problem_type")
+        require(label_separator != "", "label_separator is empty", "data", mend="give a character")
         self.label_names = {} if problem_type == "regression" else _names(labels)
         self._score = list(labels or ["score"])
         self.problem_type, self.label_separator, self.doc_stride = problem_type, label_separator, doc_stride

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from tqdm import tqdm
 
-from lit_nlp.errors import ConfigError, TargetError, UserError
+from lit_nlp.errors import ConfigError, TargetError, UserError, require_list
 from lit_nlp.explain.batch import Batch, Features, Game
 from lit_nlp.explain.explainable import Explainable
 from lit_nlp.explain.faithfulness import Explanation, random_scores
@@ -143,8 +143,11 @@ def targets_of(
         ConfigError: The module knows no such target, or `all` came with a contrast.
         TargetError: None of the texts has it.
     """
-    if target is not None and not (target.strip() if isinstance(target, str) else target):
-        raise ConfigError("the target is blank", where="target", mend="leave it out, or name one")
+    for name, given in {"target": target, "contrast": contrast}.items():
+        if given is not None and not (given.strip() if isinstance(given, str) else given):
+            raise ConfigError(f"the {name} is blank", where=name, mend="leave it out, or name one")
+    if target is not None and not isinstance(target, str):
+        require_list(target, "targets")
     pairs = [(each, contrast) for each in ([target] if target is None or isinstance(target, str) else target)]
     if target == ALL:
         if contrast is not None:

@@ -21,7 +21,7 @@ from torchmetrics import MetricCollection
 from transformers import PreTrainedConfig, get_scheduler
 
 from lit_nlp.checkpoints import SECTION, check_primitives, check_written_by, pack_backbone, read_checkpoint
-from lit_nlp.errors import CheckpointError, ConfigError, NonFiniteError, require
+from lit_nlp.errors import CheckpointError, ConfigError, NonFiniteError, UserError, require
 from lit_nlp.files import json_lines
 from lit_nlp.modules.attention import check_attention, restore_attention
 from lit_nlp.modules.backbones import check_vocabulary, load_model
@@ -350,6 +350,8 @@ class TransformerModule(LightningModule):
             NonFiniteError: The loss or gradient of the update before was infinite or not a number.
         """
         self._check_update()
+        if gradient_clip_val is not None and gradient_clip_val <= 0:
+            gradient_clip_val = None  # as Lightning takes it
         losses = [losses.float().sum() for _, losses in self._since_update]
         if isinstance(self.trainer.strategy, FSDPStrategy):
             # Each process holds a part of each gradient; only the wrapped model knows the whole norm.
@@ -725,6 +727,17 @@ class _Update(NamedTuple):
 def as_json(result: Any) -> dict[str, Any]:
     """Return a typed result as a JSON object, without fields that say nothing."""
     return {name: value for name, value in asdict(result).items() if value is not None}
+
+
+def check_numbers(logits: Float[Tensor, "..."]) -> None:
+    """Make sure that what a model says can be told; -inf stands for what it doesn't choose from.
+
+    Raises:
+        UserError: There is what is no number, or infinite, as where training diverged.
+    """
+    if (logits.isnan() | logits.isposinf()).any():
+        mend = "take a checkpoint from before the weights diverged, or a wider precision"
+        raise UserError("what the model says is no finite number", mend=mend)
 
 
 def token_scores(

@@ -19,7 +19,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedConfig
 from lit_nlp.errors import ConfigError, TargetError, known_name, require
 from lit_nlp.files import json_lines
 from lit_nlp.metrics.calibration import CalibrationError
-from lit_nlp.modules.base import Batch, EvaluationSplit, Files, TransformerModule, as_json
+from lit_nlp.modules.base import Batch, EvaluationSplit, Files, TransformerModule, as_json, check_numbers
 from lit_nlp.modules.first_token import first_token_only
 from lit_nlp.modules.heads import linear_layers, read_by
 from lit_nlp.targets import RUNNER_UP, AttributionTarget, Label, Place, Reading
@@ -260,7 +260,12 @@ class TextClassificationModule(TransformerModule):
         texts: Sequence[Text | None],
         rows: Sequence[int | None] | None = None,
     ) -> list[ClassificationPrediction]:
-        """Return logits as typed predictions."""
+        """Return logits as typed predictions.
+
+        Raises:
+            UserError: They are no numbers, or infinite.
+        """
+        check_numbers(logits)
         probabilities = self.probabilities(logits).tolist()
         numbers = rows or [None] * len(texts)
         return [self._prediction(*each) for each in zip(probabilities, texts, numbers, strict=True)]

@@ -401,11 +401,12 @@ class TextToTextModule(TransformerModule):
         return [self.source_of(text) for text in texts]
 
     def _outputs(self, sources: Sequence[str], batch_size: int) -> list[list[int]]:
-        """Return the tokens that the module writes for each source."""
+        """Return the tokens that the module writes for each source; of a blank one, nothing."""
         read = self.pairs.sources(sources).ids if sources else []
         written: list[list[int]] = [[] for _ in read]
+        lengths = [len(ids) if source.strip() else 0 for source, ids in zip(sources, read, strict=True)]
         with self.evaluating():
-            for some in by_length(map(len, read), batch_size):
+            for some in by_length(lengths, batch_size):
                 batch = self.pad([{"input_ids": read[i]} for i in some])
                 for i, ids in zip(some, self._generated(batch), strict=True):
                     written[i] = ids

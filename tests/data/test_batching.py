@@ -77,6 +77,12 @@ def loader(size: int = 23, *, num_workers: int = 0, shuffle: bool = True, **opti
 
 
 @pytest.mark.parametrize("max_tokens", [None, 300])
+def test_a_seed_may_be_any_number(max_tokens: int | None) -> None:
+    once, again, other = (loader(seed=seed, max_tokens=max_tokens) for seed in (10**14, 10**14, 10**14 + 1))
+    assert list(once) == list(again) != list(other)
+
+
+@pytest.mark.parametrize("max_tokens", [None, 300])
 @pytest.mark.parametrize("shuffled", [True, False])
 @pytest.mark.parametrize("size", [1, 7, 8, 2_000])
 def test_every_row_comes_exactly_once(size: int, shuffled: bool, max_tokens: int | None) -> None:

@@ -454,6 +454,8 @@ def test_a_missing_column_is_told_in_every_format() -> None:
 def test_a_mapped_column_must_be_there_even_if_optional() -> None:
     columns = Columns(("text",), optional_text=("text_pair",), mapping={"text_pair": "second"})
     assert "no column 'second' among text" in refused("r.csv", "text\na\n", columns)
+    nested = Columns(("text",), mapping={"text": ["text.first", "second"]})
+    assert "no column 'second' among text" in refused("r.jsonl", '{"text": {"first": "a"}}', nested)
 
 
 def test_rows_must_agree_on_optional_columns() -> None:

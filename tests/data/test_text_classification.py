@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 from torch import Tensor
@@ -192,6 +193,14 @@ def test_a_value_that_has_no_name_is_refused(make: Make) -> None:
 def test_names_that_tell_nothing_apart_are_refused(bert: str, labels: list[str] | dict[str, str], message: str) -> None:
     with pytest.raises(ConfigError, match=f"^{message}$"):
         TextClassificationDataModule(bert, labels=labels)
+
+
+def test_a_kind_of_problem_or_a_separator_that_is_none_is_refused(bert: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # a user's Python checks no types
+    with pytest.raises(ConfigError, match=r"^data.problem_type: 'multilabel' is not one of single_label, multi_label"):
+        TextClassificationDataModule(bert, problem_type="multilabel")
+    with pytest.raises(ConfigError, match=r"^data: label_separator is empty"):
+        TextClassificationDataModule(bert, label_separator="")
 
 
 # Pairs

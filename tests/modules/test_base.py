@@ -136,6 +136,18 @@ def test_clipping_is_torchs_own(
     assert any(not torch.equal(ours, raw) for ours, raw in zip(clipped, gradients.raw, strict=True))
 
 
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_a_bound_that_is_not_above_zero_clips_nothing(algorithm: Any, module: Module, batches: Batches) -> None:
+    ends = []
+    for bound in (None, -1.0):
+        torch.manual_seed(0)
+        fitted = module()
+        trainer = plain_trainer(max_steps=2, gradient_clip_val=bound, gradient_clip_algorithm=algorithm)
+        trainer.fit(fitted, loader(batches))
+        ends.append(fitted.state_dict())
+    assert same(*ends)
+
+
 def test_what_the_optimizer_does_not_hold_is_neither_clipped_nor_part_of_the_norm(
     module: Module, batches: Batches, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,7 +17,7 @@ from transformers import BertConfig, BertForQuestionAnswering, LlamaModel
 from lit_nlp import QuestionAnsweringDataModule, QuestionAnsweringModule, attribute
 from lit_nlp.callbacks.results import ResultsWriter
 from lit_nlp.data.base import TextDataModule
-from lit_nlp.errors import ConfigError, DataError, TargetError
+from lit_nlp.errors import ConfigError, DataError, TargetError, UserError
 from lit_nlp.modules.base import TransformerModule
 from lit_nlp.modules.question_answering import Answer, Window, span_losses
 from lit_nlp.targets import AttributionTarget
@@ -772,3 +772,11 @@ def test_an_unknown_target_is_told(bert: str) -> None:
         module.attribution_targets([("why", "a film")], target="runner-up")
     with pytest.raises(ConfigError, match="contrast: 'film' can't be told apart from itself"):
         module.attribution_targets([("why", "a film")], target="film", contrast="film")
+
+
+def test_what_is_no_number_is_not_told(bert: str) -> None:
+    module = QuestionAnsweringModule(bert)
+    with torch.no_grad():
+        module.model.qa_outputs.bias[0] = torch.nan
+    with pytest.raises(UserError, match=r"^what the model says is no finite number"):
+        module.answer("Who?", "Ada wrote it.")

@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lit_nlp import TextClassificationDataModule, TextClassificationModule
 from lit_nlp.data.base import TextDataModule
-from lit_nlp.errors import ConfigError
+from lit_nlp.errors import ConfigError, UserError
 from lit_nlp.modules.base import TransformerModule
 from lit_nlp.modules.text_classification import ProblemType, multi_label_losses, single_label_losses
 from tests.backbones import CORPUS
@@ -626,3 +626,11 @@ def test_arguments_that_are_wrong_or_do_not_go_together_are_named(
     with pytest.raises(ConfigError) as raised:
         TextClassificationModule(bert, **arguments)
     assert str(raised.value) == message
+
+
+def test_what_is_no_number_is_not_told(bert: str) -> None:
+    module = TextClassificationModule(bert, labels=["a", "b"])
+    with torch.no_grad():
+        module.model.classifier.bias[0] = torch.nan
+    with pytest.raises(UserError, match=r"^what the model says is no finite number; take a checkpoint from before"):
+        module.predict_texts(["a film"])

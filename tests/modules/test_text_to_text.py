@@ -337,6 +337,8 @@ def test_translated_lines_are_lines_again_blank_ones_among_them(marian: str, tmp
     assert [(row["row"], row["source"]) for row in rows] == [(0, CORPUS[0]), (1, ""), (2, CORPUS[1])]
     assert (tmp_path / "predictions.txt").read_text().split("\n") == [row["text"] for row in rows] + [""]
     assert [bool(row["text"]) for row in rows] == [True, False, True]
+    module._generated = lambda batch: [[7, 8] for _ in batch["input_ids"]]
+    assert [each.text for each in module.predict_texts([CORPUS[0], " ", CORPUS[1]])] == [row["text"] for row in rows]
 
 
 @pytest.mark.parametrize("of_backbone", ["backbone", "checkpoint"])
