@@ -106,7 +106,6 @@ def run(args: list[str]) -> int:
         print(f"lit-nlp: {one_line(str(error)).replace('lit-nlp VERB', f'lit-nlp {args[0]}')}", file=sys.stderr)
         return 2
     except SIGTERMException:
-        print("lit-nlp: ended early; --ckpt_path with the run's last.ckpt goes on from here", file=sys.stderr)
         return 130 if interrupted else 143
     except OSError as error:
         if error.filename is None:
@@ -365,6 +364,11 @@ class LitNLPCLI(LightningCLI):
             super()._run_subcommand(subcommand)
         except NonFiniteError as error:
             error.where = _places(self.datamodule, error.rows)
+            raise
+        except SIGTERMException:
+            last = self.folder / "last.ckpt"
+            kept = f"--ckpt_path {last} goes on from here" if last.exists() else "nothing was kept yet"
+            print(f"lit-nlp: ended early; {kept}", file=sys.stderr)
             raise
 
     def after_fit(self) -> None:

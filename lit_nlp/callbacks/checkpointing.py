@@ -9,15 +9,15 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from lit_nlp.errors import CheckpointError
+from lit_nlp.errors import CheckpointError, UserError
 from lit_nlp.files import written_whole
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """Keeps `last.ckpt`: the state after each epoch, and where SIGTERM ended the run.
+    """Keeps `last.ckpt`: the state after each epoch, and where SIGTERM or a mistake ended the run behind a batch.
 
-    `ModelCheckpoint(save_last=True)` wouldn't do: it writes only when there is a new best. Other exceptions leave
-    the file alone, since they come from the middle of a batch.
+    `ModelCheckpoint(save_last=True)` wouldn't do: it writes only when there is a new best. What comes from the middle
+    of a batch leaves the file alone, and so does what we raise ourselves, as of weights that diverge.
 
     Args:
         folder: Where to keep it.
@@ -33,8 +33,11 @@ class LastCheckpoint(ModelCheckpoint):
         )
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save where a signal ended the run behind a batch."""
-        if isinstance(exception, SIGTERMException):
+        """Save where the run ended behind a batch, as by a callback that looks for a metric that nobody logs."""
+        batches = trainer.fit_loop.epoch_loop.batch_progress.current
+        behind = batches.completed == batches.ready > 0 and trainer.state.fn == "fit"
+        ours = isinstance(exception, UserError) or not isinstance(exception, Exception)
+        if isinstance(exception, SIGTERMException) or (behind and not ours):
             super().on_exception(trainer, pl_module, exception)
 
 

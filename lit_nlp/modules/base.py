@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
+from torchmetrics import MeanMetric, MetricCollection
 from transformers import PreTrainedConfig, get_scheduler
 
 from lit_nlp.checkpoints import SECTION, check_primitives, check_written_by, pack_backbone, read_checkpoint
@@ -120,6 +120,8 @@ class TransformerModule(LightningModule):
             self.model.get_input_embeddings().padding_idx = None  # type: ignore[assignment]
         self._check_positions()
         self.metrics = _Metrics({split: self.new_metrics() for split in ("val", "test")})
+        # Lightning's own mean over processes rounds how many rows each has. What is no number stays so.
+        self.losses = _Metrics({split: MeanMetric(nan_strategy=math.nan) for split in ("val", "test")})
         self._places = parameter_places(self.model)
         if freeze:
             freeze_parameters(self.model, freeze)
@@ -384,7 +386,7 @@ class TransformerModule(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, and a schedule by step."""
         groups = parameter_groups(
-            self.model,
+            [*self.model.named_parameters(), *self._parameters_beside_the_model()],
             self._places,
             learning_rate=self.learning_rate,
             weight_decay=self.weight_decay,
@@ -400,7 +402,8 @@ class TransformerModule(LightningModule):
         fused = self._holds_whole_gradients()
         optimizer = kind(groups, lr=self.learning_rate, weight_decay=self.weight_decay, fused=fused)
         # Lightning lets go of the gradients behind the next forward pass, where they lie beside its activations.
-        optimizer.register_step_post_hook(lambda stepped, *_: stepped.zero_grad())
+        if not self._overrides("on_before_zero_grad"):
+            optimizer.register_step_post_hook(lambda stepped, *_: stepped.zero_grad())
         total_steps = self.trainer.estimated_stepping_batches
         if total_steps == float("inf") and (self.scheduler != "constant" or 0 < self.warmup < 1):
             raise ConfigError(
@@ -417,11 +420,11 @@ class TransformerModule(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Measure anew, also after an evaluation that broke off."""
-        self.metrics_of("val").reset()
+        self._reset_metrics("val")
 
     def on_test_epoch_start(self) -> None:
         """Measure anew, also after an evaluation that broke off."""
-        self.metrics_of("test").reset()
+        self._reset_metrics("test")
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, list[Any]]:
         """Measure a batch; returns under `rows` what was found of each row, for who writes it."""
@@ -443,14 +446,20 @@ class TransformerModule(LightningModule):
         """Return the metrics of a split."""
         return cast(MetricCollection, self.metrics[split])
 
-    def log_loss(self, split: EvaluationSplit, losses: Float[Tensor, " rows"], weight: int | Tensor) -> None:
-        """Log the mean loss of a split, over all that `weight` counts in its batches."""
-        self.log(f"{split}/loss", losses.sum() / weight, batch_size=int(weight), on_epoch=True, sync_dist=True)
+    def add_losses(self, split: EvaluationSplit, losses: Float[Tensor, " rows"], weight: int | Tensor) -> None:
+        """Add a batch to the mean loss of a split, over all that `weight` counts in its batches."""
+        cast(MeanMetric, self.losses[split]).update(losses.sum() / weight, weight)
+
+    def _reset_metrics(self, split: EvaluationSplit) -> None:
+        self.metrics_of(split).reset()
+        cast(MeanMetric, self.losses[split]).reset()
 
     def _log_metrics(self, split: EvaluationSplit) -> None:
-        metrics = self.metrics_of(split)
-        figures = self.figures(metrics.compute())
-        metrics.reset()
+        mean = cast(MeanMetric, self.losses[split])
+        figures = self.figures(self.metrics_of(split).compute())
+        if mean.update_called:  # which tasks that measure their loss otherwise don't
+            figures["loss"] = mean.compute()
+        self._reset_metrics(split)
         self.log_dict({f"{split}/{name}": figure.float() for name, figure in figures.items()}, sync_dist=True)
 
     # The self-contained checkpoint
@@ -619,16 +628,15 @@ class TransformerModule(LightningModule):
 
     def _takes_rows(self) -> bool:
         """Whether the run's optimizer takes gradients of rows: who subclasses may put another in the place of ours."""
-        trainer = self._trainer
-        if trainer is None or trainer.state.status != TrainerStatus.RUNNING:
+        trainer, weight = self._trainer, cast(Any, self.model.get_input_embeddings().weight)
+        if trainer is None or trainer.state.status != TrainerStatus.RUNNING or weight._backward_hooks:
             return False
         return [type(each) for each in trainer.optimizers] == [RowwiseAdamW]
 
     def _shows_gradients(self) -> bool:
         """Whether somebody else sees gradients, and so should find what most functions of torch take."""
         of_all = ("on_after_backward", "on_before_optimizer_step", "on_before_zero_grad")
-        of_module = (*of_all, "backward", "optimizer_step", "optimizer_zero_grad")
-        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        of_module = ("backward", "optimizer_step", "optimizer_zero_grad")
         weight: Any = self.model.get_input_embeddings().weight
         return (
             not self.automatic_optimization
@@ -637,8 +645,18 @@ class TransformerModule(LightningModule):
                 is_overridden(own, self, TransformerModule) for own in ("training_step", "configure_gradient_clipping")
             )
             or any(is_overridden(hook, self, LightningModule) for hook in of_module)
-            or any(is_overridden(hook, callback, Callback) for callback in callbacks for hook in of_all)
+            or any(map(self._overrides, of_all))
         )
+
+    def _overrides(self, hook: str) -> bool:
+        """Whether this module or a callback does something of its own at a hook of Lightning's."""
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        by_callback = any(is_overridden(hook, callback, Callback) for callback in callbacks)
+        return by_callback or is_overridden(hook, self, LightningModule)
+
+    def _parameters_beside_the_model(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Name the parameters that a subclass adds."""
+        return (each for each in self.named_parameters() if not each[0].startswith("model."))
 
     def _check_positions(self) -> None:
         positions = positions_of(self.model)

@@ -1,6 +1,6 @@
 """Which parameters learn how fast: groups without decay, layer-wise rates, freezing, the schedule's length."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
@@ -53,7 +53,7 @@ def parameter_places(model: nn.Module) -> dict[str, Place]:
 
 
 def parameter_groups(
-    model: nn.Module,
+    named: Iterable[tuple[str, nn.Parameter]],
     places: dict[str, Place],
     *,
     learning_rate: float,
@@ -65,12 +65,19 @@ def parameter_groups(
     The head and what stands above the layers learn at `learning_rate`, the top layer and each below at
     `layer_decay` times the rate of what stands on it, the embeddings the slowest (Howard and Ruder 2018,
     "Universal Language Model Fine-tuning for Text Classification").
+
+    Args:
+        named: The parameters by their names.
+        places: As of `parameter_places`; what it hasn't stands above all layers.
+        learning_rate: That of the head.
+        weight_decay: Of what decays.
+        layer_decay: The share of the rate of what stands above.
     """
     groups: dict[tuple[float, float], dict[str, Any]] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in named:
         if not parameter.requires_grad:
             continue
-        place = places[name.replace(_FSDP_WRAPPER, "")]
+        place = places.get(name.replace(_FSDP_WRAPPER, "")) or Place(0, parameter.ndim >= 2)
         rate = learning_rate * layer_decay**place.below_head
         decay = weight_decay if place.decays else 0.0
         group = groups.setdefault((rate, decay), {"params": [], "lr": rate, "weight_decay": decay})

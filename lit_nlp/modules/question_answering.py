@@ -281,7 +281,7 @@ class QuestionAnsweringModule(TransformerModule):
         """Measure the answers to a batch's questions."""
         logits = self.forward_batch(batch)
         losses = self._window_losses(logits, batch, smoothing=0.0)
-        self.log_loss(split, losses, len(losses))
+        self.add_losses(split, losses, len(losses))
         answers = self._answers(logits, batch)
         odds = [answer.null_odds for answer in answers]
         self.metrics_of(split).update([each.text for each in answers], odds, batch["answers"])

@@ -211,7 +211,7 @@ class TextClassificationModule(TransformerModule):
         """Measure a batch."""
         logits = self.forward_batch(batch)
         losses = self.own_losses(logits, batch)
-        self.log_loss(split, losses, len(losses))
+        self.add_losses(split, losses, len(losses))
         self.metrics_of(split).update(self.probabilities(logits), self._metric_labels(batch))
         labels = map(self.label_of, batch["labels"])
         return list(map(Tested, self._predictions_of(logits, batch), labels, losses.tolist()))

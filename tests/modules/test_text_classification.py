@@ -634,3 +634,14 @@ def test_what_is_no_number_is_not_told(bert: str) -> None:
         module.model.classifier.bias[0] = torch.nan
     with pytest.raises(UserError, match=r"^what the model says is no finite number; take a checkpoint from before"):
         module.predict_texts(["a film"])
+
+
+def test_two_processes_measure_what_one_does(bert: str, tmp_path: Path) -> None:
+    rows = [{"text": text, "label": "ab"[i % 2]} for i, text in enumerate(CORPUS[:5])]
+    data = TextClassificationDataModule(
+        bert, test=write_rows(tmp_path / "rows.jsonl", rows), labels=["a", "b"], batch_size=2
+    )
+    module = TextClassificationModule(bert, labels=["a", "b"])
+    (one,) = plain_trainer().test(module, data, verbose=False)
+    (two,) = plain_trainer(strategy="ddp_spawn", devices=2).test(module, data, verbose=False)
+    assert two == pytest.approx(one, nan_ok=True)
