@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 import datasets
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Int
+from jaxtyping import Shaped
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -482,7 +482,7 @@ class _NumberedRows(Dataset[dict[str, Any]]):
 
 def numbers(
     table: datasets.Dataset, name: str, of: Callable[[pa.ChunkedArray], Any] = np.asarray
-) -> Int[np.ndarray, " rows"]:
+) -> Shaped[np.ndarray, " rows"]:
     """Return a number for each row, read a few rows at a time: `datasets` gathers drawn rows with 500 bytes for each.
 
     Args:

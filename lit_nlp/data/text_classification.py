@@ -9,7 +9,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
@@ -23,6 +23,8 @@ from lit_nlp.tokenization import Text, encode, pad_windows
 ProblemType = Literal["single_label", "multi_label", "regression"]
 # Names in order, or the file's value -> name; YAML makes numbers and bools of some values.
 Labels = list[str] | dict[Any, str]
+# Scores that lie so far from 0 a head doesn't reach at the usual rates.
+_FAR = 10.0
 
 
 class TextClassificationDataModule(TextDataModule):
@@ -215,6 +217,8 @@ class TextClassificationDataModule(TextDataModule):
             held = set(numbers(table, "label", of=self._classes_of).tolist())
             if unseen := [label for i, label in enumerate(self.labels) if i not in held]:
                 rank_zero_warn(f"train: no row has these labels, which the model then never learns: {listed(unseen)}")
+        if split == "train" and self.problem_type == "regression":
+            _warn_of_far_scores(numbers(table, "label", of=lambda labels: labels.combine_chunks().flatten()))
         return table
 
     def _classes_of(self, labels: pa.ChunkedArray) -> Int[np.ndarray, " classes"]:
@@ -234,6 +238,15 @@ class TextClassificationDataModule(TextDataModule):
             return class_index(label, self.labels, where)
         values = list(self.label_names)
         return self.labels.index(self.label_names[values[class_index(label, values, where)]])
+
+
+def _warn_of_far_scores(scores: Float[np.ndarray, " rows"]) -> None:
+    mean, deviation = scores.mean(), scores.std()
+    if max(abs(mean), deviation) > _FAR:
+        rank_zero_warn(
+            f"train: the scores' mean is {mean:.3g}, their standard deviation {deviation:.3g}: from 0, where a new head"
+            " begins, they are learnt slowly; give them scaled to about 1."
+        )
 
 
 def _names(labels: Labels | None) -> dict[str, str]:

@@ -11,6 +11,16 @@ from torch.nn import functional as F
 _ROUNDING = 0.02
 
 
+class Float32Linear(nn.Linear):
+    """A linear layer that multiplies in float32, whatever its weights and what it reads have been rounded to."""
+
+    def forward(self, input: Float[Tensor, "... features"]) -> Float[Tensor, "... outputs"]:
+        """Return the outputs in float32."""
+        bias = None if self.bias is None else self.bias.float()
+        with torch.autocast(input.device.type, enabled=False):
+            return F.linear(input.float(), self.weight.float(), bias)
+
+
 def linear_layers(module: nn.Module) -> list[str]:
     """Return the dotted names of a module's linear layers, in their order."""
     return [name for name, part in module.named_modules() if isinstance(part, nn.Linear)]

@@ -16,12 +16,12 @@ from torchmetrics import classification as tc
 from torchmetrics import regression as tr
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig
 
-from lit_nlp.errors import ConfigError, TargetError, known_name, require
+from lit_nlp.errors import CheckpointError, ConfigError, TargetError, known_name, require
 from lit_nlp.files import json_lines
 from lit_nlp.metrics.calibration import CalibrationError
 from lit_nlp.modules.base import Batch, EvaluationSplit, Files, TransformerModule, as_json, check_numbers
 from lit_nlp.modules.first_token import first_token_only
-from lit_nlp.modules.heads import linear_layers, read_by
+from lit_nlp.modules.heads import Float32Linear, linear_layers, read_by
 from lit_nlp.targets import RUNNER_UP, AttributionTarget, Label, Place, Reading
 from lit_nlp.tokenization import Encoded, Text, Tokens, by_length, check_as_many, check_texts, encode
 
@@ -139,6 +139,11 @@ class TextClassificationModule(TransformerModule):
             "focal_gamma and label_smoothing don't go together; choose one",
             "model",
         )
+        if problem_type == "regression":
+            # A score of some 40 would be a multiple of 1/4 in bfloat16, and most scores the same.
+            for part in self.model.modules():
+                if type(part) is nn.Linear and part.out_features == 1:
+                    part.__class__ = Float32Linear
         weights = self._weights(class_weights, label_counts)
         self.register_buffer("class_weights", weights, persistent=False)
         self.confusion: Int[Tensor, "labels predictions"] | None = None
@@ -191,6 +196,18 @@ class TextClassificationModule(TransformerModule):
         return self.doc_stride is None
 
     # Evaluation
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take no weights that were trained with other classes, or with these in other places.
+
+        Raises:
+            CheckpointError: They were.
+        """
+        trained = checkpoint.get("hyper_parameters", {}).get("labels")
+        if trained not in (None, self.labels):
+            problem = f"the checkpoint was trained with the labels {trained}, the module has {self.labels}"
+            raise CheckpointError(problem, where="ckpt_path", mend="give the module those of the checkpoint")
+        super().on_load_checkpoint(checkpoint)
 
     @property
     def monitor(self) -> tuple[str, Literal["min", "max"]]:

@@ -409,3 +409,10 @@ def test_a_text_pair_that_training_rows_lack_is_refused_elsewhere_unless_pairs_a
 def test_a_text_may_have_none_of_several_labels_in_a_table_too(make: Make) -> None:
     module = make(["a|b", "", "b", " "], problem_type="multi_label")
     assert only_batch(module)["labels"].tolist() == [[1, 1], [0, 0], [0, 1], [0, 0]]
+
+
+def test_scores_far_from_where_a_head_begins_are_told(make: Make, recwarn: pytest.WarningsRecorder) -> None:
+    make([0.5, -1.0, 2.0, 9.0], problem_type="regression").setup("fit")
+    assert not [each for each in recwarn if "scores" in str(each.message)]
+    with pytest.warns(UserWarning, match=r"^train: the scores' mean is 42.5, their standard deviation [.\d]+: from 0"):
+        make([30.0, 40.0, 50.0, 50.0], problem_type="regression").setup("fit")

@@ -136,6 +136,46 @@ def test_clipping_is_torchs_own(
     assert any(not torch.equal(ours, raw) for ours, raw in zip(clipped, gradients.raw, strict=True))
 
 
+def test_what_a_subclass_adds_is_trained(bert: str, batches: Batches) -> None:
+    class Scaled(SentimentModule):
+        def __init__(self, backbone: str) -> None:
+            super().__init__(backbone, warmup=0.0)
+            self.added = torch.nn.Linear(2, 2)
+
+        def forward_batch(self, batch: Any) -> Tensor:
+            return self.added(super().forward_batch(batch))
+
+    fitted = Scaled(bert)
+    before = {name: each.clone() for name, each in fitted.added.state_dict().items()}
+    trainer = plain_trainer(max_steps=1)
+    trainer.fit(fitted, loader(batches))
+    assert not any(torch.equal(before[name], each) for name, each in fitted.added.state_dict().items())
+    decays = {each: group["weight_decay"] for group in trainer.optimizers[0].param_groups for each in group["params"]}
+    assert (decays[fitted.added.weight], decays[fitted.added.bias]) == (0.01, 0.0)
+
+
+def test_gradients_are_there_for_who_looks_before_they_go(module: Module, batches: Batches) -> None:
+    class Looks(Callback):
+        def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+            seen.append(sum(each.grad is not None for each in pl_module.parameters()))
+
+    seen: list[int] = []
+    fitted = module()
+    plain_trainer(max_steps=3, callbacks=[Looks()]).fit(fitted, loader(batches))
+    assert seen[0] == 0
+    assert set(seen[1:]) == {len(list(fitted.parameters()))}
+
+
+def test_a_hook_that_comes_late_sees_the_gradient_of_all_words(module: Module, batches: Batches) -> None:
+    class Hooks(Callback):
+        def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+            pl_module.model.get_input_embeddings().weight.register_hook(lambda each: seen.append(each.is_sparse))
+
+    seen: list[bool] = []
+    plain_trainer(max_steps=2, callbacks=[Hooks()]).fit(module(), loader(batches))
+    assert seen == [False, False]
+
+
 @pytest.mark.parametrize("algorithm", ["norm", "value"])
 def test_a_bound_that_is_not_above_zero_clips_nothing(algorithm: Any, module: Module, batches: Batches) -> None:
     ends = []

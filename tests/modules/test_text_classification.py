@@ -17,11 +17,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lit_nlp import TextClassificationDataModule, TextClassificationModule
 from lit_nlp.data.base import TextDataModule
-from lit_nlp.errors import ConfigError, UserError
+from lit_nlp.errors import CheckpointError, ConfigError, UserError
 from lit_nlp.modules.base import TransformerModule
 from lit_nlp.modules.text_classification import ProblemType, multi_label_losses, single_label_losses
 from tests.backbones import CORPUS
-from tests.contract import Contract, plain_trainer, write_rows
+from tests.contract import Contract, plain_trainer, save, write_rows
 
 LABELS = ["cold", "mild", "hot"]
 
@@ -634,6 +634,27 @@ def test_what_is_no_number_is_not_told(bert: str) -> None:
         module.model.classifier.bias[0] = torch.nan
     with pytest.raises(UserError, match=r"^what the model says is no finite number; take a checkpoint from before"):
         module.predict_texts(["a film"])
+
+
+def test_a_checkpoint_of_labels_in_other_places_is_not_taken(bert: str, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", [{"text": text, "label": "ab"[i % 2]} for i, text in enumerate(CORPUS)])
+    data = TextClassificationDataModule(bert, train=rows, val=rows, test=rows, labels=["a", "b"])
+    path = save(TextClassificationModule(bert, labels=["b", "a"]), tmp_path / "x.ckpt")
+    for run in plain_trainer().fit, plain_trainer().test:
+        with pytest.raises(
+            CheckpointError, match=r"^ckpt_path: the checkpoint was trained with the labels \['b', 'a'\]"
+        ):
+            run(TextClassificationModule(bert, labels=["a", "b"]), datamodule=data, ckpt_path=path)
+
+
+@pytest.mark.parametrize("backbone", ["bert", "roberta", "llama"])
+def test_a_score_is_not_rounded_to_half_precision(backbone: str, request: pytest.FixtureRequest) -> None:
+    module = TextClassificationModule(request.getfixturevalue(backbone), problem_type="regression").eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        scores = torch.tensor([each.label for each in module.predict_texts(CORPUS)])
+    assert not torch.equal(scores, scores.bfloat16().float())
+    module.bfloat16()
+    assert module(**module.pad(module.encode(CORPUS).sequences)).dtype == torch.float32
 
 
 def test_two_processes_measure_what_one_does(bert: str, tmp_path: Path) -> None:
