@@ -530,6 +530,8 @@ class LitNLPCLI(LightningCLI):
     def _trainer_extras(self, config: Namespace) -> dict[str, Any]:
         """Return what every run of ours adds to the trainer that the configuration describes."""
         trainer = self.config_init[self.verb].trainer
+        gathered = trainer.accumulate_grad_batches
+        require(gathered >= 1, f"accumulate_grad_batches must be at least 1, got {gathered}", "trainer")
         if trainer.fast_dev_run or self.verb == "explain":
             return {"logger": False}
         callbacks: list[Callback] = [RunFolder(self.folder, self.verb, self.dump), ResultsWriter(self.folder)]
@@ -582,6 +584,17 @@ def _check_arguments(args: list[str]) -> None:
                 )
             if not Path(path).is_file():
                 raise ConfigError("there is no such config file", where=path, mend="see configs/")
+            _check_yaml(path)
+
+
+def _check_yaml(path: str) -> None:
+    try:
+        yaml.safe_load(Path(path).read_text("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ConfigError("the config isn't UTF-8", where=path, mend="convert it") from error
+    except yaml.MarkedYAMLError as error:
+        where = path if error.problem_mark is None else f"{path}, line {error.problem_mark.line + 1}"
+        raise ConfigError(f"broken YAML: {error.problem}", where=where, mend="mend it there or above") from error
 
 
 def _options(args: list[str]) -> Iterator[tuple[str, str]]:
@@ -678,7 +691,7 @@ def _run_of(
     """Return the data that a checkpoint was trained on, and the checkpoints of its run."""
     if not isinstance(datamodule, TextDataModule) or ckpt_path is None:
         raise ConfigError("influence needs the training data and a run's checkpoints", where="explain.influence")
-    datamodule.setup("fit")
+    datamodule.opened("train")
     as_trained = "give --data.train, and with it --data.limit, as in training"
     trained, counts = module.hparams.get("label_counts"), getattr(datamodule, "facts", {}).get("label_counts")
     if trained is not None and counts != trained:

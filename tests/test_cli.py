@@ -163,6 +163,18 @@ def test_explain_shows_training_examples_that_spoke_for_a_prediction(project: Pa
     assert "train.jsonl, line " in page
 
 
+def test_influence_needs_the_training_rows_alone(project: Path) -> None:
+    arguments = ["--text", GOOD[0], "--influence", "true", "--method", "saliency", "--data.val", "gone.jsonl"]
+    assert lit_nlp("explain", "--ckpt_path", fitted(), *arguments) == 0
+
+
+def test_texts_without_labels_are_explained(project: Path) -> None:
+    Path("texts.txt").write_text("\n".join(GOOD))
+    arguments = ["--split", "predict", "--data.predict", "texts.txt", "--method", "saliency"]
+    assert lit_nlp("explain", "--ckpt_path", fitted(), *arguments) == 0
+    assert len(Path("reports/sentiment/attributions.jsonl").read_text().splitlines()) == len(GOOD)
+
+
 def test_influence_by_other_rows_is_refused_before_anything_is_explained(
     project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -282,6 +294,7 @@ def test_what_only_changes_how_a_model_runs_is_no_conflict(project: Path) -> Non
     [
         (["tset"], "did you mean 'test'?"),
         (["fit", "--config", "gone.yaml"], "gone.yaml: there is no such config file"),
+        (["fit", "--config", "broken.yaml"], "broken.yaml, line 2: broken YAML: mapping values are not allowed here"),
         (["fit", "--config", "https://example.org/x.yaml"], "read from a local file only"),
         (
             ["fit", "--config", "config.yaml", "--model.learning_rat", "1"],
@@ -300,6 +313,7 @@ def test_what_only_changes_how_a_model_runs_is_no_conflict(project: Path) -> Non
 def test_a_mistake_is_one_line_and_status_2(
     project: Path, capsys: pytest.CaptureFixture[str], args: list[str], message: str
 ) -> None:
+    Path("broken.yaml").write_text("name: x\ndata: train: x.csv\n")
     assert command.main(args) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lit-nlp: ")]
     assert message in line
@@ -536,6 +550,7 @@ def test_a_checkpoint_that_is_named_by_nothing_is_refused(
     ("arguments", "message"),
     [
         (["--trainer.val_check_interval", "99"], "val_check_interval"),
+        (["--trainer.accumulate_grad_batches", "0"], "trainer: accumulate_grad_batches must be at least 1, got 0"),
         (["--trainer.strategy", "nonsense"], "nonsense"),
         (["--trainer.overfit_batches", "1"], "trainer: overfit_batches is set; set data.limit instead"),
         (["--data.num_workers", "-1"], "num_workers must be at least 0, got -1"),

@@ -298,8 +298,7 @@ class TextDataModule(LightningDataModule):
             if "backbone" in self.trainer.lightning_module.hparams:  # else it is another project's
                 self.check_module(self.trainer.lightning_module, stage)
         for split in _SPLITS_OF_VERB[stage] if stage else self._needed():
-            if split not in self.tables:
-                self.tables[split] = self._open(split)
+            self.opened(split)
 
     def check_module(self, module: LightningModule, stage: str | None = None) -> None:
         """Make sure that a module of ours, where it tells, reads batches as they are meant.
@@ -347,12 +346,17 @@ class TextDataModule(LightningDataModule):
 
     def drawn(self, split: Split, limit: int) -> Drawn:
         """Return at most so many rows of a split, drawn by the seed, to be explained."""
-        return self.rows(split, sample(range(len(self._opened(split))), limit, self.seed))
+        return self.rows(split, sample(range(len(self.opened(split))), limit, self.seed))
 
-    def _opened(self, split: Split) -> datasets.Dataset:
-        """Return the rows of a split, which is set up where it isn't yet."""
+    def opened(self, split: Split) -> datasets.Dataset:
+        """Return the rows of a split, which is opened where it isn't yet.
+
+        Raises:
+            ConfigError: There is no such split, or it has no source.
+        """
         if split not in self.tables:
-            self.setup({"train": "fit", "val": "validate"}.get(split, split))
+            known_name(split, self.sources, "split")
+            self.tables[split] = self._open(split)
         return self.tables[split]
 
     def batch_of(self, split: Split, numbers: list[int]) -> dict[str, Any]:
@@ -366,7 +370,7 @@ class TextDataModule(LightningDataModule):
         Raises:
             ConfigError: The split has no such row.
         """
-        table, numbers = self._opened(split), list(dict.fromkeys(numbers))
+        table, numbers = self.opened(split), list(dict.fromkeys(numbers))
         beyond = [number for number in numbers if not 0 <= number < len(table)]
         if beyond:
             raise ConfigError(f"{split} has rows 0 to {len(table) - 1}, but no row {beyond[0]}", where=f"data.{split}")
@@ -406,7 +410,7 @@ class TextDataModule(LightningDataModule):
         return sorted(random.Random(self.seed).sample(range(rows), count))
 
     def _batches(self, split: Split, shuffle: bool = False) -> Batches:
-        table = self._opened(split)
+        table = self.opened(split)
         sampler = BatchSampler(
             self.lengths(table),
             batch_size=self.batch_size if self.max_tokens is None else max(1, len(table)),

@@ -214,9 +214,10 @@ class QuestionAnsweringDataModule(TextDataModule):
         table = super()._open(split)
         columns = table.with_format("arrow")
         if repaired := pc.sum(columns["repaired"]).as_py():
+            first = table[pc.index(columns["repaired"][:], True).as_py()]["where"]
             rank_zero_warn(
                 f"{split}: the answer_start of {repaired} of {len(table)} questions was wrong, and was corrected to"
-                " where the answer stands."
+                f" where the answer stands; the first is {first}."
             )
         if split == "train" and not pc.any(pc.greater(pc.list_value_length(columns["answers"]), 0)).as_py():
             rank_zero_warn("train: no question has an answer, and so the model learns to give none.")
@@ -378,7 +379,8 @@ def _only_mention(context: str, bare: str, where: str) -> Gold:
         raise DataError(problem, where=where, mend=mend)
     if (again := context.find(bare, at + 1)) >= 0:
         problem = f"answer {shortened(bare)!r} stands at {at} and at {again}, and has no answer_start"
-        raise DataError(problem, where=where, mend="give it one")
+        mend = 'give it one; a cell of a table holds both as {"text": ["…"], "answer_start": [0]}'
+        raise DataError(problem, where=where, mend=mend)
     return Gold(at, at + len(bare))
 
 

@@ -237,7 +237,8 @@ def _reader(file: File) -> tuple[Callable[[File, Columns], Iterator[Record]], st
         return arrow[ending], "row"
     if ending in text:
         return text[ending], "line"
-    mend = f"use {', '.join(text)} (each also with .gz), {', '.join(arrow)}, or hub:owner/name"
+    others = "hub:owner/name, or x.{en,de} for two files of aligned lines"
+    mend = f"use {', '.join(text)} (each also with .gz), {', '.join(arrow)}, {others}"
     raise DataError("no reader for a file with this ending", where=file.name, mend=mend)
 
 

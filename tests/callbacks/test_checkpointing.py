@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from lit_nlp import SentimentDataModule, SentimentModule
-from lit_nlp.callbacks.checkpointing import AtomicCheckpointIO
+from lit_nlp.callbacks.checkpointing import AtomicCheckpointIO, LastCheckpoint
 from lit_nlp.checkpoints import read_checkpoint
 from lit_nlp.errors import CheckpointError
 from tests.backbones import CORPUS
@@ -118,3 +119,21 @@ def test_a_fit_that_cannot_write_its_checkpoint_does_not_pass_for_one_that_did(b
     (tmp_path / "run" / "last.ckpt" / "in the way").mkdir(parents=True)
     with pytest.raises(CheckpointError, match=r"last.ckpt: the checkpoint can't be written"):
         trainer.fit(SentimentModule(bert), SentimentDataModule(bert, train=source, val=source))
+
+
+@pytest.mark.parametrize(("hook", "kept"), [("on_validation_end", True), ("on_train_batch_start", False)])
+def test_a_mistake_of_a_callback_behind_a_batch_costs_nothing(hook: str, kept: bool, bert: str, tmp_path: Path) -> None:
+    def fails(self: Any, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step:
+            raise RuntimeError("no such metric")
+
+    source = write_rows(tmp_path / "rows.jsonl", [{"text": text, "label": i % 2} for i, text in enumerate(CORPUS)])
+    callbacks = [type("Fails", (Callback,), {hook: fails})(), LastCheckpoint(tmp_path / "run")]
+    trainer = plain_trainer(callbacks=callbacks, enable_checkpointing=True)
+    data = SentimentDataModule(bert, train=source, val=source, batch_size=3)
+    with pytest.raises(RuntimeError, match="no such metric"):
+        trainer.fit(SentimentModule(bert), data)
+    last = tmp_path / "run" / "last.ckpt"
+    assert last.exists() == kept
+    if kept:
+        assert read_checkpoint(last)["global_step"] == 2

@@ -216,7 +216,7 @@ def test_predicting_needs_no_answers_and_reads_none(make: Make) -> None:
         ([{"text": "acting", "answer_start": 4.5}], "answer_start 4.5 of answer 'acting' is no place"),
         ([{"text": "acting", "answer_start": "four"}], "answer_start 'four' of answer 'acting' is no place"),
         (["plot"], "answer 'plot' doesn't stand in the context; correct it, or delete the row"),
-        (["the"], "answer 'the' stands at 0 and at 23, and has no answer_start; give it one"),
+        (["the"], "answer 'the' stands at 0 and at 23, and has no answer_start; give it one; a cell of"),
         ([{"text": " ", "answer_start": 3}], "expected the text of an answer, got {'text': ' ', 'answer_start': 3}"),
         ([{"answer_start": 3}], "expected the text of an answer, got {'answer_start': 3}"),
         ([{"text": 7, "answer_start": 3}], "expected the text of an answer, got {'text': 7, 'answer_start': 3}"),
@@ -375,7 +375,7 @@ def test_a_repair_finds_the_answer_or_refuses_but_never_takes_another(seed: int)
 def test_repairs_are_counted_once_a_split(make: Make) -> None:
     off = [row | {"answers": [a | {"answer_start": a["answer_start"] + 1} for a in row["answers"]]} for row in ROWS]
     module = make(off)
-    with pytest.warns(UserWarning, match="test: the answer_start of 2 of 3 questions was wrong, and was corrected"):
+    with pytest.warns(UserWarning, match="test: the answer_start of 2 of 3 questions was wrong, and was corrected to"):
         batch = only_batch(module)
     assert spans(batch) == ["acting", "story", None]
     with warnings.catch_warnings():
