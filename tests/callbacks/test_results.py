@@ -284,6 +284,18 @@ def test_a_fit_tells_the_metrics_of_its_best_checkpoint(bert: str, data: Data, t
     assert {name.partition("/")[0] for name in written} == {"val"}
 
 
+class Lowering(Learning):
+    """Calls the lowest accuracy the best."""
+
+    monitor = ("val/accuracy", "min")
+
+
+def test_the_best_may_be_the_lowest(bert: str, data: Data, tmp_path: Path) -> None:
+    trainer = plain_trainer(max_epochs=3, callbacks=[ResultsWriter(tmp_path)])
+    trainer.fit(Lowering(bert, labels=LABELS), data())
+    assert json.loads((tmp_path / "metrics.json").read_text())["val/accuracy"] < 7 / 9
+
+
 class Diverging(Learning):
     """Has no finite accuracy in its first epoch."""
 

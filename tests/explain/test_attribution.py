@@ -80,6 +80,17 @@ def test_a_word_in_two_windows_has_the_mean_of_what_it_has_in_each():
     assert windows.converged
 
 
+def test_what_is_missing_counts_on_either_side():
+    tolerance = 1e-7
+    found = attribute(fakes.bert(), TEXTS * 2, max_steps=8, tolerance=tolerance, target="positive")
+    missing = [each.convergence_delta for each in found]
+    for each, delta in zip(found, missing, strict=True):
+        change = sum(scores(each)) + each.special_score - delta
+        assert each.converged == (abs(delta) <= tolerance * abs(change))
+    assert min(missing) < 0 < max(missing)
+    assert not all(each.converged for each in found)
+
+
 @pytest.mark.parametrize("make", MODELS)
 def test_the_words_add_up_to_the_change_of_score(make):
     for found in attribute(make(), TEXTS, tolerance=0.05, max_steps=1024):

@@ -18,6 +18,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from lit_nlp import TextClassificationDataModule, TextClassificationModule
 from lit_nlp.data.base import TextDataModule
 from lit_nlp.errors import CheckpointError, ConfigError, UserError
+from lit_nlp.explain import attribute
 from lit_nlp.modules.base import TransformerModule
 from lit_nlp.modules.text_classification import ProblemType, multi_label_losses, single_label_losses
 from tests.backbones import CORPUS
@@ -418,6 +419,23 @@ def test_a_text_in_windows_has_the_mean_of_their_logits(bert: str) -> None:
     torch.testing.assert_close(pooled, expected)
     for prediction, logits in zip(module.predict_texts(texts, batch_size=2), expected, strict=True):
         assert list(prediction.probabilities.values()) == pytest.approx(logits.softmax(0).tolist(), abs=1e-6)
+
+
+def test_words_of_a_text_in_windows_add_up_to_the_mean_of_the_windows_changes(bert: str) -> None:
+    module = TextClassificationModule(bert, labels=LABELS, max_length=8, doc_stride=2).eval()
+    text, table, tokenizer = " ".join(CORPUS[:2]), module.model.get_input_embeddings(), module.tokenizer
+    (found,) = attribute(module, [text], target="hot", tolerance=0.001)
+    changes = []
+    for sequence in module.encode([text]).sequences:
+        ids = torch.tensor([sequence["input_ids"]])
+        ends = torch.isin(ids, torch.tensor([tokenizer.cls_token_id, tokenizer.sep_token_id]))
+        blank = torch.where(ends, ids, tokenizer.pad_token_id)
+        with torch.no_grad():
+            full, empty = (module.model(inputs_embeds=table(each)).logits[0, 2] for each in (ids, blank))
+        changes.append(float(full - empty))
+    assert len(changes) > 1
+    credit = sum(word.score for word in found.words) + found.special_score
+    assert credit == pytest.approx(sum(changes) / len(changes), rel=0.01)
 
 
 def test_a_prediction_is_the_most_probable_class(bert: str) -> None:
