@@ -455,6 +455,9 @@ class LitNLPCLI(LightningCLI):
 
     def _new(self, config: Namespace) -> LightningModule:
         """Build a model from its backbone, with the facts of the data."""
+        model_class = _import(config.model.class_path)
+        if isinstance(self.datamodule, TextDataModule) and issubclass(model_class, TransformerModule):
+            self.datamodule.check_task(model_class)
         arguments = config.model.get("init_args", Namespace())
         given = arguments.get("backbone")
         if given is not None:
@@ -466,7 +469,7 @@ class LitNLPCLI(LightningCLI):
                 continue
             default = None if name in asked else _default(config.model.class_path, name)
             given_too = arguments[name] not in (None, default, fact)
-            if given_too and name in getattr(_import(config.model.class_path), "runtime_arguments", ()):
+            if given_too and name in getattr(model_class, "runtime_arguments", ()):
                 continue
             if given_too:
                 raise ConfigError(

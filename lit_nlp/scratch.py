@@ -24,7 +24,7 @@ from lit_nlp.files import cache_folder, folder_written_whole
 PREFIX = "scratch:"
 _SENTINELS = 100
 # Rises where the same texts give another tokenizer than before.
-_CACHE_FORMAT = 2
+_CACHE_FORMAT = 3
 
 
 def has_tokenizer(backbone: str) -> bool:

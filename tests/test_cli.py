@@ -300,6 +300,8 @@ def test_what_only_changes_how_a_model_runs_is_no_conflict(project: Path) -> Non
             ["fit", "--config", "config.yaml", "--model.learning_rat", "1"],
             "model: Option 'learning_rat' is not accepted; did you mean 'learning_rate'?",
         ),
+        (["fit", "--config", "config.yaml", "--model", "lit_nlp.QuestionAnsweringModule"], "of one task"),
+        (["fit", "--config", "config.yaml", "--model", "lit_nlp.TranslationModule"], "of one task"),
         (["fit", "--config", "config.yaml", "--model.learning_rate", "-1"], "learning_rate must be above 0"),
         (["fit", "--config", "config.yaml", "--data.train", "gone.csv"], "gone.csv: no such file"),
         (["fit", "--config", "config.yaml", "--model.backbone", "./gone"], "there is no such folder or file"),

@@ -12,13 +12,13 @@ import yaml
 from transformers import MarianConfig, MarianMTModel
 from transformers.models.marian.modeling_marian import MarianSinusoidalPositionalEmbedding
 
-from lit_nlp import LanguageModelingDataModule, LanguageModelingModule, scratch
+from lit_nlp import GenerativeQuestionAnsweringDataModule, LanguageModelingDataModule, LanguageModelingModule, scratch
 from lit_nlp.errors import BackboneError
 from lit_nlp.files import cache_folder
 from lit_nlp.objectives import Objective
 from lit_nlp.pretrained import load_config, load_tokenizer
 from tests.backbones import CORPUS
-from tests.contract import outputs, plain_trainer, rows_of
+from tests.contract import outputs, plain_trainer, rows_of, write_rows
 
 SIZES = {
     "bert": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32},
@@ -282,3 +282,12 @@ def test_attention_is_the_softmax_of_scaled_dot_products_times_the_values(half: 
             heads.append(shares / shares.sum(1, keepdims=True) @ v[:, of_head])
         ours[row] = np.concatenate(heads, axis=1) @ weights["out_proj.weight"].T + weights["out_proj.bias"]
     np.testing.assert_allclose(theirs.numpy(), ours, rtol=1e-10, atol=1e-12)
+
+
+def test_a_tokenizer_learns_from_all_that_is_read_and_written(tmp_path: Path) -> None:
+    asked = [{"question": "what is up", "context": "zebras jump", "answer": "quick"} for _ in range(4)]
+    source = write_rows(tmp_path / "rows.jsonl", asked)
+    data = GenerativeQuestionAnsweringDataModule(inline("t5"), train=source, val=source, max_length=64)
+    data.setup("fit")
+    assert data.tokenizer.unk_token_id not in data.tables["train"]["source_ids"][0]
+    assert data.tokenizer.unk_token_id not in data.tables["train"]["target_ids"][0]

@@ -135,6 +135,8 @@ class TextDataModule(LightningDataModule):
 
     # What a task says
 
+    # The kind of task that batches are for, as modules tell theirs.
+    task: ClassVar[str] = ""
     # The columns that `columns` may name.
     canonical_columns: ClassVar[tuple[str, ...]]
     # Attributes that a module takes as arguments, too: with others it would read batches otherwise than they are meant.
@@ -220,12 +222,17 @@ class TextDataModule(LightningDataModule):
         given = self._backbone
         if not given.startswith(scratch.PREFIX) or scratch.has_tokenizer(given):
             return given
-        columns = self.columns_of("train")
 
         def texts() -> Iterator[str]:
-            return (row.values[name] for row in self.read("train") for name in columns.text)
+            return (text for row in self.read("train") for text in self.learnt_from(row))
 
-        return scratch.with_tokenizer(given, texts, [sources.fingerprint(self.source("train")), repr(columns)])
+        corpus = [sources.fingerprint(self.source("train")), repr(self.columns_of("train"))]
+        return scratch.with_tokenizer(given, texts, corpus)
+
+    def learnt_from(self, row: Row) -> list[str]:
+        """Return the texts of a row that a tokenizer from scratch is trained on: all that is read or written."""
+        columns = self.columns_of("train")
+        return [row.values[name] for name in (*columns.text, *columns.optional_text) if name in row.values]
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -310,6 +317,7 @@ class TextDataModule(LightningDataModule):
         Raises:
             ConfigError: The module knows other tokens by the numbers, or has another of what is shared with it.
         """
+        self.check_task(type(module))
         tokenizer: Any = module.tokenizer
         theirs = tokenizer.get_vocab()
         if any(theirs.get(token) != number for token, number in self.tokenizer.get_vocab().items()):
@@ -317,6 +325,17 @@ class TextDataModule(LightningDataModule):
             raise ConfigError(problem, where="data.backbone", mend=mend)
         for name in self.shared_with_module:
             self.check_shared(name, getattr(self, name), module.hparams.get(name))
+
+    def check_task(self, module_class: type) -> None:
+        """Make sure that modules of a class of ours, where both tell, read such batches.
+
+        Raises:
+            ConfigError: They are for another kind of task.
+        """
+        theirs = getattr(module_class, "task", "")
+        if "" not in (theirs, self.task) and theirs != self.task:
+            problem = f"{type(self).__name__} makes batches for {self.task}, {module_class.__name__} reads {theirs}"
+            raise ConfigError(problem, where="data", mend="give a module and data of one task")
 
     def check_shared(self, name: str, ours: Any, theirs: Any) -> None:
         """Make sure that an argument of a module is as the data has it, where neither leaves it open.

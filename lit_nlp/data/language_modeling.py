@@ -35,6 +35,8 @@ class LanguageModelingDataModule(TextDataModule):
         kwargs: The arguments of `TextDataModule`; `max_length` is the size of a block.
     """
 
+    task = "language_modeling"
+
     canonical_columns = ("text",)
     shared_with_module = ("objective",)
 

@@ -63,6 +63,8 @@ class QuestionAnsweringDataModule(TextDataModule):
             longer than `max_length`, with file and id.
     """
 
+    task = "question_answering"
+
     canonical_columns = ("id", "question", "context", "answers", "is_impossible")
 
     def __init__(self, backbone: str, *, doc_stride: int = 128, max_length: int | None = None, **kwargs: Any) -> None:

@@ -47,6 +47,8 @@ class TextClassificationDataModule(TextDataModule):
         kwargs: The arguments of `TextDataModule`.
     """
 
+    task = "text_classification"
+
     instead_of_truncating: ClassVar[str] = "set doc_stride to split them into windows instead"
 
     canonical_columns = ("text", "text_pair", "label")

@@ -42,6 +42,8 @@ class TextToTextDataModule(TextDataModule):
         kwargs: The arguments of `TextDataModule`.
     """
 
+    task = "text_to_text"
+
     shared_with_module = ("prompt", "source_lang", "target_lang")
 
     def __init__(
@@ -75,6 +77,10 @@ class TextToTextDataModule(TextDataModule):
     def target_of(self, row: Row) -> str:
         """Return what is to be written."""
         raise NotImplementedError
+
+    def learnt_from(self, row: Row) -> list[str]:
+        """Return what is asked for, and what is to be written."""
+        return [self.source_of(row), self.target_of(row)]
 
     @property
     def languages(self) -> dict[str, str | None]:

@@ -78,6 +78,8 @@ class TransformerModule(LightningModule):
         TypeError: An argument that is no JSON primitive, and so would not load from a checkpoint.
     """
 
+    # The kind of task, as data modules tell theirs.
+    task: ClassVar[str] = ""
     # Arguments that change how the module runs and not what it is: a checkpoint doesn't fix them.
     runtime_arguments: ClassVar[set[str]] = {"compile", "cuda_graphs", "attn_implementation", "gradient_checkpointing"}
 

@@ -77,6 +77,8 @@ class LanguageModelingModule(TransformerModule):
         BackboneError: The backbone isn't made for the objective, or reads across packed documents.
     """
 
+    task = "language_modeling"
+
     def __init__(
         self,
         backbone: str,

@@ -186,6 +186,8 @@ class QuestionAnsweringModule(TransformerModule):
         ConfigError: Arguments out of range.
     """
 
+    task = "question_answering"
+
     runtime_arguments: ClassVar[set[str]] = TransformerModule.runtime_arguments | {
         "max_answer_length",
         "n_best",

@@ -103,6 +103,8 @@ class TextClassificationModule(TransformerModule):
         ConfigError: Labels are missing, or arguments don't go together.
     """
 
+    task = "text_classification"
+
     class_weights: Tensor | None
 
     def __init__(

@@ -98,6 +98,8 @@ class TextToTextModule(TransformerModule):
         kwargs: The arguments of `TransformerModule`.
     """
 
+    task = "text_to_text"
+
     # What the two texts of an explanation are called.
     parts: ClassVar[tuple[str, str]] = ("source", "translation")
     runtime_arguments: ClassVar[set[str]] = TransformerModule.runtime_arguments | {

@@ -447,11 +447,11 @@ def test_what_is_no_training_data_of_the_module_is_refused(
     problems = (
         (several, "data.problem_type: the data has 'multi_label', the module 'single_label'"),
         (renamed, f"data.labels: the data has {LABELS[::-1]}, the module {LABELS}"),
-        (answers, "data: of the data and the module one has labels, the other none"),
+        (answers, "data: QuestionAnsweringDataModule makes batches for question_answering, Text"),
     )
     for data, problem in problems:
         data.tables["train"] = data._open("train")
-        assert refused(run, ConfigError, data=data).startswith(f"{problem}; give the ")
+        assert refused(run, ConfigError, data=data).startswith(problem)
     run.data.tables["train"] = run.data.tables["train"].select([])
     assert "no training rows with labels" in refused(run, ConfigError)
 
