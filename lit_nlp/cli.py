@@ -388,7 +388,8 @@ class LitNLPCLI(LightningCLI):
             )
         written = [str(path) for name in ("best", "last") if (path := self.folder / f"{name}.ckpt").exists()]
         measured = (self.folder / "best.ckpt").exists()
-        unmeasured = ": the run ended before it was validated" if written and not measured else ""
+        validates = self.trainer.limit_val_batches != 0
+        unmeasured = ": the run ended before it was validated" if written and validates and not measured else ""
         rank_zero_info(f"Checkpoints: {', '.join(written) or 'none'}{unmeasured}")
         if written and hasattr(self.model, "save_backbone") and self.trainer.is_global_zero:
             # Pre-training ends here: every other config takes this folder as its backbone.

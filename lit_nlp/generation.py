@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, cast
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from lit_nlp.architecture import Architecture, architecture
-from lit_nlp.errors import BackboneError, ConfigError, did_you_mean
+from lit_nlp.errors import BackboneError, ConfigError, did_you_mean, require
 from lit_nlp.targets import Place
 from lit_nlp.tokenization import token_ids
 
@@ -69,6 +69,8 @@ class PairTokenizer:
         self.tokenizer, self.template = tokenizer, template
         self.architecture: Architecture = architecture(config)
         decodes = self.architecture == "decoder"
+        enough = max_target_length is None or max_target_length >= 2
+        require(enough, f"max_target_length must be at least 2, got {max_target_length}", "model")
         self.max_target_length = max_target_length or (max_length // 2 if decodes else max_length)
         self.max_source_length = max_length - self.max_target_length if decodes else max_length
         if self.max_source_length < 2:

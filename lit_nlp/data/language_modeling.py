@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, get_args
 
 import datasets
 import numpy as np
@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from lit_nlp.data.base import Split, TextDataModule
 from lit_nlp.data.batching import Batches, BatchSampler, Lengths
 from lit_nlp.data.sources import Columns, Row
-from lit_nlp.errors import DataError
+from lit_nlp.errors import DataError, known_name
 from lit_nlp.objectives import Blocks, Examples, Objective
 
 
@@ -51,6 +51,7 @@ class LanguageModelingDataModule(TextDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(backbone, **kwargs)
+        known_name(objective, get_args(Objective), "data.objective")
         self.objective, self.whole_words = objective, whole_words
         self.mask_probability, self.span_length = mask_probability, span_length
         self._documents: dict[Split, datasets.Dataset] = {}

@@ -21,7 +21,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from transformers import PreTrainedConfig, get_scheduler
 
 from lit_nlp.checkpoints import SECTION, check_primitives, check_written_by, pack_backbone, read_checkpoint
-from lit_nlp.errors import CheckpointError, ConfigError, NonFiniteError, UserError, require
+from lit_nlp.errors import CheckpointError, ConfigError, NonFiniteError, UserError, known_name, require
 from lit_nlp.files import json_lines
 from lit_nlp.modules.attention import check_attention, restore_attention
 from lit_nlp.modules.backbones import check_vocabulary, load_model
@@ -105,6 +105,7 @@ class TransformerModule(LightningModule):
         require(learning_rate > 0, f"learning_rate must be above 0, got {learning_rate}", "model")
         require(weight_decay >= 0, f"weight_decay must be at least 0, got {weight_decay}", "model")
         require(warmup >= 0, f"warmup must be at least 0, got {warmup}", "model")
+        known_name(scheduler, ("linear", "cosine", "constant"), "model.scheduler")
         require(0 < layer_decay <= 1, f"layer_decay must lie above 0 and be at most 1, got {layer_decay}", "model")
         require(0 <= label_smoothing < 1, f"label_smoothing must lie in [0, 1), got {label_smoothing}", "model")
         self.learning_rate, self.weight_decay, self.layer_decay = learning_rate, weight_decay, layer_decay

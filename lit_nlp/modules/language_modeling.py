@@ -17,7 +17,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, PreTrainedConfig
 
 from lit_nlp.architecture import Architecture, architecture
-from lit_nlp.errors import BackboneError, DataError
+from lit_nlp.errors import BackboneError, ConfigError, DataError
 from lit_nlp.files import folder_written_whole
 from lit_nlp.modules.attention import restore_attention
 from lit_nlp.modules.base import Batch, EvaluationSplit, TransformerModule, token_scores
@@ -254,6 +254,8 @@ class LanguageModelingModule(TransformerModule):
             batch_size: Texts that are read at once.
         """
         check_texts(texts)
+        if any(isinstance(text, tuple) for text in texts):
+            raise ConfigError("expected texts, got a pair", where="texts", mend="give one text in its place")
         documents = self.examples.documents(texts).ids if texts else []
         found = [TextLoss(text, 0.0, 0, None) for text in texts]
         with self.evaluating(), torch.inference_mode():

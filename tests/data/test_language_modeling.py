@@ -7,6 +7,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 from torch import Tensor
@@ -284,3 +285,9 @@ def test_a_module_of_another_objective_is_refused(make: Make, bert: str) -> None
     make(objective="masked").check_module(LanguageModelingModule(bert))
     with pytest.raises(ConfigError, match=r"^data.objective: the data has 'causal', the module 'masked'; give"):
         make(objective="causal").check_module(LanguageModelingModule(bert))
+
+
+def test_an_objective_that_there_is_not_is_refused(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # a user's Python checks no types
+    with pytest.raises(ConfigError, match=r"^data.objective: 'mlm' is not one of masked, causal, denoising"):
+        make(objective="mlm")

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -791,3 +792,9 @@ def test_the_longest_text_that_a_module_takes_has_a_position_for_every_token(
     assert used.max_length == longest
     (prediction,) = used.predict_texts(["good " * 100])
     assert prediction.label in ("negative", "positive")
+
+
+def test_a_schedule_that_there_is_not_is_refused(bert: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # a user's Python checks no types
+    with pytest.raises(ConfigError, match=r"^model.scheduler: 'line' is not one of linear, cosine, constant; did you"):
+        SentimentModule(bert, scheduler="line")

@@ -5,6 +5,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -489,3 +490,9 @@ def test_without_an_objective_it_is_the_architectures(kind: str, request: pytest
 def test_one_text_is_no_list(bert: str) -> None:
     with pytest.raises(ConfigError, match=r"texts: expected a list of texts, got one text; write \[text\]"):
         LanguageModelingModule(bert).predict_texts("good")
+
+
+def test_a_pair_is_no_text(bert: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # a user's Python checks no types
+    with pytest.raises(ConfigError, match=r"^texts: expected texts, got a pair; give one text in its place$"):
+        LanguageModelingModule(bert).predict_texts(["a film", ("a", "film")])

@@ -671,3 +671,9 @@ def test_a_chat_template_is_credited_with_nothing(llama: str) -> None:
     credited = [token for token, place in zip(ids, places, strict=True) if place is not None]
     assert module.tokenizer.decode([*credited, last]).replace(" ", "") == "afilmeinFilm"
     assert module.tokenizer.decode([*ids, last]) == "<s>user: a film\nassistant:ein Film"
+
+
+@pytest.mark.parametrize("tokens", [0, -1, 1])
+def test_a_target_needs_room_for_a_token_and_its_end(t5: str, tokens: int) -> None:
+    with pytest.raises(ConfigError, match=f"max_target_length must be at least 2, got {tokens}"):
+        TranslationModule(t5, max_target_length=tokens)
