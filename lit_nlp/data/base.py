@@ -348,7 +348,7 @@ class TextDataModule(LightningDataModule):
             raise ConfigError(f"the data has {ours!r}, the module {theirs!r}", where=f"data.{name}", mend=mend)
 
     def train_dataloader(self) -> Batches:
-        """Shuffled batches of like length."""
+        """Shuffled batches of like length; those of another epoch once its `sampler.set_epoch` was called."""
         return self._batches("train", shuffle=True)
 
     def val_dataloader(self) -> Batches:
