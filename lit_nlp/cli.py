@@ -33,7 +33,16 @@ from lit_nlp.callbacks.results import ResultsWriter
 from lit_nlp.callbacks.run_folder import RunFolder, newest_run, unused_run
 from lit_nlp.checkpoints import SECTION, check_written_by, read_checkpoint
 from lit_nlp.data.base import Drawn, Split, TextDataModule
-from lit_nlp.errors import CheckpointError, ConfigError, NonFiniteError, UserError, did_you_mean, one_line, require
+from lit_nlp.errors import (
+    CheckpointError,
+    ConfigError,
+    NonFiniteError,
+    UserError,
+    did_you_mean,
+    first_line,
+    one_line,
+    require,
+)
 from lit_nlp.explain.options import Options
 from lit_nlp.files import unused, usable_folder, write_text
 from lit_nlp.modules.base import TransformerModule
@@ -588,17 +597,20 @@ def _check_arguments(args: list[str]) -> None:
                 )
             if not Path(path).is_file():
                 raise ConfigError("there is no such config file", where=path, mend="see configs/")
-            _check_yaml(path)
+            if not path.endswith(".json"):
+                _check_yaml(path)
 
 
 def _check_yaml(path: str) -> None:
     try:
-        yaml.safe_load(Path(path).read_text("utf-8"))
+        yaml.compose(Path(path).read_text("utf-8"), yaml.SafeLoader)
     except UnicodeDecodeError as error:
         raise ConfigError("the config isn't UTF-8", where=path, mend="convert it") from error
-    except yaml.MarkedYAMLError as error:
-        where = path if error.problem_mark is None else f"{path}, line {error.problem_mark.line + 1}"
-        raise ConfigError(f"broken YAML: {error.problem}", where=where, mend="mend it there or above") from error
+    except yaml.YAMLError as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        where = path if mark is None else f"{path}, line {mark.line + 1}"
+        told = f"broken YAML: {problem or first_line(error)}"
+        raise ConfigError(told, where=where, mend="mend it there or above") from error
 
 
 def _options(args: list[str]) -> Iterator[tuple[str, str]]:

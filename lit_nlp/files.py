@@ -1,6 +1,7 @@
 """Writing results: whole or not at all, and never over an earlier one."""
 
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -130,12 +131,24 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def json_lines(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
-    """Yield one JSON object a line, each a line to every reader.
+    """Yield one JSON object a line, each a line to every reader; null where a number isn't finite."""
+    return (_as_json(row).translate(_LINE_ENDS) + "\n" for row in rows)
 
-    Raises:
-        ValueError: A number isn't finite, which JSON has no word for.
-    """
-    return (json.dumps(row, ensure_ascii=False, allow_nan=False).translate(_LINE_ENDS) + "\n" for row in rows)
+
+def _as_json(row: dict[str, Any]) -> str:
+    try:
+        return json.dumps(row, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(row), ensure_ascii=False)
+
+
+def _finite(value: Any) -> Any:
+    """Return a value with null for each number that JSON has no word for."""
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def unused(path: Path) -> Path:

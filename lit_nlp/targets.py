@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from lit_nlp.tokenization import Tokens
 
@@ -65,3 +66,9 @@ class AttributionTarget:
     probabilities: dict[str, float]
     readings: Sequence[Reading] = field(repr=False)
     span: tuple[int, int] | None = None
+
+
+def stand_elsewhere(labels: Sequence[str], others: Sequence[Any]) -> bool:
+    """Whether a class has another number among others' labels; by another name it may be the same."""
+    names = list(map(str, others))
+    return any(label in names and names.index(label) != number for number, label in enumerate(map(str, labels)))

@@ -82,10 +82,9 @@ def test_rows_become_one_json_object_a_line(tmp_path: Path) -> None:
     assert [json.loads(line) for line in raw[:-1].split("\n")] == rows
 
 
-def test_numbers_that_json_has_no_word_for_are_not_written(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        write_jsonl(tmp_path / "rows.jsonl", [{"probability": float("nan")}])
-    assert contents(tmp_path) == {}
+def test_numbers_that_json_has_no_word_for_are_null(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "rows.jsonl", [{"losses": [float("nan"), 1.5], "of": {"a": -float("inf")}}])
+    assert contents(tmp_path) == {"rows.jsonl": '{"losses": [null, 1.5], "of": {"a": null}}\n'}
 
 
 def test_rows_that_fail_half_way_leave_no_file(tmp_path: Path) -> None:

@@ -31,13 +31,26 @@ class LastCheckpoint(ModelCheckpoint):
             save_on_exception=True,
             enable_version_counter=False,
         )
+        self._has_trained = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Begin a run, of which nothing is there to save."""
+        self._has_trained = False
+        super().setup(trainer, pl_module, stage)
+
+    def on_train_batch_end(self, *given: Any) -> None:
+        """Note that the run has something to save."""
+        self._has_trained = True
+        super().on_train_batch_end(*given)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save where the run ended behind a batch, as by a callback that looks for a metric that nobody logs."""
         batches = trainer.fit_loop.epoch_loop.batch_progress.current
-        behind = batches.completed == batches.ready > 0 and trainer.state.fn == "fit"
-        ours = isinstance(exception, UserError) or not isinstance(exception, Exception)
-        if isinstance(exception, SIGTERMException) or (behind and not ours):
+        behind = self._has_trained and batches.ready == batches.completed
+        mistaken = isinstance(exception, Exception) and not isinstance(exception, UserError)
+        # Of several processes one may fail alone, and would wait for the others to save.
+        keeps = behind and mistaken and trainer.world_size == 1
+        if keeps or isinstance(exception, SIGTERMException):
             super().on_exception(trainer, pl_module, exception)
 
 

@@ -136,7 +136,7 @@ class TextDataModule(LightningDataModule):
     # What a task says
 
     # The kind of task that batches are for, as modules tell theirs.
-    task: ClassVar[str] = ""
+    task: ClassVar[str | None] = None
     # The columns that `columns` may name.
     canonical_columns: ClassVar[tuple[str, ...]]
     # Attributes that a module takes as arguments, too: with others it would read batches otherwise than they are meant.
@@ -226,7 +226,9 @@ class TextDataModule(LightningDataModule):
         def texts() -> Iterator[str]:
             return (text for row in self.read("train") for text in self.learnt_from(row))
 
-        corpus = [sources.fingerprint(self.source("train")), repr(self.columns_of("train"))]
+        # The first row's texts tell how others are framed.
+        first = self.learnt_from(next(self.read("train")))
+        corpus = [sources.fingerprint(self.source("train")), repr(self.columns_of("train")), first]
         return scratch.with_tokenizer(given, texts, corpus)
 
     def learnt_from(self, row: Row) -> list[str]:
@@ -302,8 +304,9 @@ class TextDataModule(LightningDataModule):
             # For them Lightning takes a `DataLoader` apart.
             overfits = stage == "fit" and self.trainer.overfit_batches  # type: ignore[attr-defined]
             require(not overfits, "overfit_batches is set", "trainer", mend="set data.limit instead")
-            if "backbone" in self.trainer.lightning_module.hparams:  # else it is another project's
-                self.check_module(self.trainer.lightning_module, stage)
+            module = self.trainer.lightning_module
+            if hasattr(type(module), "runtime_arguments"):  # else it is another project's
+                self.check_module(module, stage)
         for split in _SPLITS_OF_VERB[stage] if stage else self._needed():
             self.opened(split)
 
@@ -332,8 +335,8 @@ class TextDataModule(LightningDataModule):
         Raises:
             ConfigError: They are for another kind of task.
         """
-        theirs = getattr(module_class, "task", "")
-        if "" not in (theirs, self.task) and theirs != self.task:
+        theirs = getattr(module_class, "task", None)
+        if None not in (theirs, self.task) and theirs != self.task:
             problem = f"{type(self).__name__} makes batches for {self.task}, {module_class.__name__} reads {theirs}"
             raise ConfigError(problem, where="data", mend="give a module and data of one task")
 

@@ -18,6 +18,7 @@ from lit_nlp.data.base import Split, TextDataModule, numbers
 from lit_nlp.data.labels import class_index, class_label, count_labels, in_order, listed, number, several_labels
 from lit_nlp.data.sources import Columns, Row
 from lit_nlp.errors import ConfigError, DataError, known_name, require
+from lit_nlp.targets import stand_elsewhere
 from lit_nlp.tokenization import Text, encode, pad_windows
 
 ProblemType = Literal["single_label", "multi_label", "regression"]
@@ -208,9 +209,7 @@ class TextClassificationDataModule(TextDataModule):
             return
         self.check_shared("problem_type", self.problem_type, module.hparams.get("problem_type"))
         labels = list(map(str, module.hparams.get("labels") or self.labels))
-        # By another name a class may be the same.
-        moved = any(label in labels and labels.index(label) != i for i, label in enumerate(self.labels))
-        if moved or len(labels) < len(self.labels):
+        if stand_elsewhere(self.labels, labels) or len(labels) < len(self.labels):
             self.check_shared("labels", self.labels, labels)
 
     def _open(self, split: Split) -> datasets.Dataset:

@@ -79,8 +79,9 @@ class TextToTextDataModule(TextDataModule):
         raise NotImplementedError
 
     def learnt_from(self, row: Row) -> list[str]:
-        """Return what is asked for, and what is to be written."""
-        return [self.source_of(row), self.target_of(row)]
+        """Return what is asked for, behind the prompt where one is given, and what is to be written."""
+        asked = self.source_of(row)
+        return [asked if self._prompt is None else self._prompt.replace("{source}", asked), self.target_of(row)]
 
     @property
     def languages(self) -> dict[str, str | None]:

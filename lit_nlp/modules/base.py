@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy
-from lightning.pytorch.trainer.states import TrainerStatus
+from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -27,8 +27,8 @@ from lit_nlp.modules.attention import check_attention, restore_attention
 from lit_nlp.modules.backbones import check_vocabulary, load_model
 from lit_nlp.modules.dropout import cheapen_dropout, restore_dropout
 from lit_nlp.modules.formula import attend_by_formula
+from lit_nlp.modules.optimization import Place, parameter_groups, parameter_places, warmup_steps
 from lit_nlp.modules.optimization import freeze as freeze_parameters
-from lit_nlp.modules.optimization import parameter_groups, parameter_places, warmup_steps
 from lit_nlp.modules.recording import record_passes, stop_recording
 from lit_nlp.modules.resuming import count_epochs_rightly
 from lit_nlp.modules.rng import rng_state, set_rng_state
@@ -79,7 +79,7 @@ class TransformerModule(LightningModule):
     """
 
     # The kind of task, as data modules tell theirs.
-    task: ClassVar[str] = ""
+    task: ClassVar[str | None] = None
     # Arguments that change how the module runs and not what it is: a checkpoint doesn't fix them.
     runtime_arguments: ClassVar[set[str]] = {"compile", "cuda_graphs", "attn_implementation", "gradient_checkpointing"}
 
@@ -124,7 +124,9 @@ class TransformerModule(LightningModule):
         self._check_positions()
         self.metrics = _Metrics({split: self.new_metrics() for split in ("val", "test")})
         # Lightning's own mean over processes rounds how many rows each has. What is no number stays so.
-        self.losses = _Metrics({split: MeanMetric(nan_strategy=math.nan) for split in ("val", "test")})
+        self.losses = _Metrics(
+            {split: MeanMetric(nan_strategy=math.nan).set_dtype(torch.float32) for split in ("val", "test")}
+        )
         self._places = parameter_places(self.model)
         if freeze:
             freeze_parameters(self.model, freeze)
@@ -388,9 +390,10 @@ class TransformerModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, and a schedule by step."""
+        beside = self._parameters_beside_the_model()
         groups = parameter_groups(
-            [*self.model.named_parameters(), *self._parameters_beside_the_model()],
-            self._places,
+            [*self.model.named_parameters(), *beside.items()],
+            self._places | {name: Place(0, each.ndim >= 2) for name, each in beside.items()},
             learning_rate=self.learning_rate,
             weight_decay=self.weight_decay,
             layer_decay=self.layer_decay,
@@ -449,7 +452,20 @@ class TransformerModule(LightningModule):
         """Return the metrics of a split."""
         return cast(MetricCollection, self.metrics[split])
 
-    def add_losses(self, split: EvaluationSplit, losses: Float[Tensor, " rows"], weight: int | Tensor) -> None:
+    def check_numbers(self, logits: Float[Tensor, "..."]) -> None:
+        """Make sure that what the model says can be told; -inf stands for what it doesn't choose from.
+
+        While it is fitted, the update after tells what diverges.
+
+        Raises:
+            UserError: There is what is no number, or infinite, as where training diverged.
+        """
+        fits = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING and self._trainer.training
+        if not fits and (logits.isnan() | logits.isposinf()).any():
+            mend = "take a checkpoint from before the weights diverged, or a wider precision"
+            raise UserError("what the model says is no finite number", mend=mend)
+
+    def log_loss(self, split: EvaluationSplit, losses: Float[Tensor, " rows"], weight: int | Tensor) -> None:
         """Add a batch to the mean loss of a split, over all that `weight` counts in its batches."""
         cast(MeanMetric, self.losses[split]).update(losses.sum() / weight, weight)
 
@@ -657,9 +673,10 @@ class TransformerModule(LightningModule):
         by_callback = any(is_overridden(hook, callback, Callback) for callback in callbacks)
         return by_callback or is_overridden(hook, self, LightningModule)
 
-    def _parameters_beside_the_model(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Name the parameters that a subclass adds."""
-        return (each for each in self.named_parameters() if not each[0].startswith("model."))
+    def _parameters_beside_the_model(self) -> dict[str, nn.Parameter]:
+        """Return the parameters that a subclass adds, by names that none of the model's has."""
+        own = set(self.model.parameters())
+        return {f"beside {name}": each for name, each in self.named_parameters() if each not in own}
 
     def _check_positions(self) -> None:
         positions = positions_of(self.model)
@@ -748,17 +765,6 @@ class _Update(NamedTuple):
 def as_json(result: Any) -> dict[str, Any]:
     """Return a typed result as a JSON object, without fields that say nothing."""
     return {name: value for name, value in asdict(result).items() if value is not None}
-
-
-def check_numbers(logits: Float[Tensor, "..."]) -> None:
-    """Make sure that what a model says can be told; -inf stands for what it doesn't choose from.
-
-    Raises:
-        UserError: There is what is no number, or infinite, as where training diverged.
-    """
-    if (logits.isnan() | logits.isposinf()).any():
-        mend = "take a checkpoint from before the weights diverged, or a wider precision"
-        raise UserError("what the model says is no finite number", mend=mend)
 
 
 def token_scores(

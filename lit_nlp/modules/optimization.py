@@ -1,5 +1,6 @@
 """Which parameters learn how fast: groups without decay, layer-wise rates, freezing, the schedule's length."""
 
+import re
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
@@ -8,8 +9,8 @@ from torch import nn
 
 from lit_nlp.errors import ConfigError, did_you_mean
 
-# What FSDP puts into the names of the parameters that it wraps.
-_FSDP_WRAPPER = "_fsdp_wrapped_module."
+# What FSDP, and checkpointing of activations under it, put into the names of the parameters that they wrap.
+_WRAPPERS = re.compile(r"(_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
 
 def freeze(model: nn.Module, patterns: list[str]) -> None:
@@ -68,7 +69,7 @@ def parameter_groups(
 
     Args:
         named: The parameters by their names.
-        places: As of `parameter_places`; what it hasn't stands above all layers.
+        places: The place of each, as of `parameter_places`.
         learning_rate: That of the head.
         weight_decay: Of what decays.
         layer_decay: The share of the rate of what stands above.
@@ -77,7 +78,7 @@ def parameter_groups(
     for name, parameter in named:
         if not parameter.requires_grad:
             continue
-        place = places.get(name.replace(_FSDP_WRAPPER, "")) or Place(0, parameter.ndim >= 2)
+        place = places[_WRAPPERS.sub("", name)]
         rate = learning_rate * layer_decay**place.below_head
         decay = weight_decay if place.decays else 0.0
         group = groups.setdefault((rate, decay), {"params": [], "lr": rate, "weight_decay": decay})

@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoModelForQuestionAnswering, PreTrainedCon
 from lit_nlp.errors import ConfigError, TargetError, did_you_mean, require
 from lit_nlp.files import json_lines
 from lit_nlp.metrics.question_answering import SquadMetric, exact_match, f1
-from lit_nlp.modules.base import Batch, EvaluationSplit, Files, TransformerModule, as_json, check_numbers
+from lit_nlp.modules.base import Batch, EvaluationSplit, Files, TransformerModule, as_json
 from lit_nlp.modules.spans import (
     ReadWindow,
     Span,
@@ -283,7 +283,7 @@ class QuestionAnsweringModule(TransformerModule):
         """Measure the answers to a batch's questions."""
         logits = self.forward_batch(batch)
         losses = self._window_losses(logits, batch, smoothing=0.0)
-        self.add_losses(split, losses, len(losses))
+        self.log_loss(split, losses, len(losses))
         answers = self._answers(logits, batch)
         odds = [answer.null_odds for answer in answers]
         self.metrics_of(split).update([each.text for each in answers], odds, batch["answers"])
@@ -557,7 +557,7 @@ class QuestionAnsweringModule(TransformerModule):
         no_answer_position: Int[Tensor, " windows"],
     ) -> list[Window]:
         """Return what the logits of windows say, in characters."""
-        check_numbers(logits)
+        self.check_numbers(logits)
         # Several spans of tokens may be one of characters: a byte-level tokenizer cuts within letters.
         several = _SPANS_A_CANDIDATE * self.n_best
         tokens = best_spans(logits, context_mask, max_answer_length=self.max_answer_length, n_best=several)

@@ -19,10 +19,10 @@ from transformers import AutoModelForSequenceClassification, PreTrainedConfig
 from lit_nlp.errors import CheckpointError, ConfigError, TargetError, known_name, require
 from lit_nlp.files import json_lines
 from lit_nlp.metrics.calibration import CalibrationError
-from lit_nlp.modules.base import Batch, EvaluationSplit, Files, TransformerModule, as_json, check_numbers
+from lit_nlp.modules.base import Batch, EvaluationSplit, Files, TransformerModule, as_json
 from lit_nlp.modules.first_token import first_token_only
 from lit_nlp.modules.heads import Float32Linear, linear_layers, read_by
-from lit_nlp.targets import RUNNER_UP, AttributionTarget, Label, Place, Reading
+from lit_nlp.targets import RUNNER_UP, AttributionTarget, Label, Place, Reading, stand_elsewhere
 from lit_nlp.tokenization import Encoded, Text, Tokens, by_length, check_as_many, check_texts, encode
 
 # Keeps the slope of (1 - p)^gamma finite for gamma below 1.
@@ -143,9 +143,9 @@ class TextClassificationModule(TransformerModule):
         )
         if problem_type == "regression":
             # A score of some 40 would be a multiple of 1/4 in bfloat16, and most scores the same.
-            for part in self.model.modules():
-                if type(part) is nn.Linear and part.out_features == 1:
-                    part.__class__ = Float32Linear
+            heads = [part for part in self.model.modules() if type(part) is nn.Linear and part.out_features == 1]
+            for head in heads[-1:]:  # gates of experts have one output, too
+                head.__class__ = Float32Linear
         weights = self._weights(class_weights, label_counts)
         self.register_buffer("class_weights", weights, persistent=False)
         self.confusion: Int[Tensor, "labels predictions"] | None = None
@@ -200,13 +200,13 @@ class TextClassificationModule(TransformerModule):
     # Evaluation
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take no weights that were trained with other classes, or with these in other places.
+        """Take no weights that were trained with the classes in other places.
 
         Raises:
             CheckpointError: They were.
         """
-        trained = checkpoint.get("hyper_parameters", {}).get("labels")
-        if trained not in (None, self.labels):
+        trained = checkpoint.get("hyper_parameters", {}).get("labels") or self.labels
+        if stand_elsewhere(self.labels, trained):
             problem = f"the checkpoint was trained with the labels {trained}, the module has {self.labels}"
             raise CheckpointError(problem, where="ckpt_path", mend="give the module those of the checkpoint")
         super().on_load_checkpoint(checkpoint)
@@ -230,7 +230,7 @@ class TextClassificationModule(TransformerModule):
         """Measure a batch."""
         logits = self.forward_batch(batch)
         losses = self.own_losses(logits, batch)
-        self.add_losses(split, losses, len(losses))
+        self.log_loss(split, losses, len(losses))
         self.metrics_of(split).update(self.probabilities(logits), self._metric_labels(batch))
         labels = map(self.label_of, batch["labels"])
         return list(map(Tested, self._predictions_of(logits, batch), labels, losses.tolist()))
@@ -284,7 +284,7 @@ class TextClassificationModule(TransformerModule):
         Raises:
             UserError: They are no numbers, or infinite.
         """
-        check_numbers(logits)
+        self.check_numbers(logits)
         probabilities = self.probabilities(logits).tolist()
         numbers = rows or [None] * len(texts)
         return [self._prediction(*each) for each in zip(probabilities, texts, numbers, strict=True)]

@@ -224,7 +224,7 @@ class TextToTextModule(TransformerModule):
     def evaluate(self, split: EvaluationSplit, batch: Batch) -> list[Generated]:
         """Measure the loss of the references, without smoothing, and what is written in their place."""
         losses = self.own_losses(self.forward_batch(batch), batch)
-        self.add_losses(split, losses, self.loss_weight(batch))
+        self.log_loss(split, losses, self.loss_weight(batch))
         fitting = self.trainer.state.fn == TrainerFn.FITTING
         texts = self.generate(batch, num_beams=1 if fitting else None)
         references = self.references(batch)

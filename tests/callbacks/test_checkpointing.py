@@ -137,3 +137,19 @@ def test_a_mistake_of_a_callback_behind_a_batch_costs_nothing(hook: str, kept: b
     assert last.exists() == kept
     if kept:
         assert read_checkpoint(last)["global_step"] == 2
+
+
+def test_a_resume_that_fails_leaves_the_earlier_file(bert: str, tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "rows.jsonl", [{"text": text, "label": i % 2} for i, text in enumerate(CORPUS)])
+    last = tmp_path / "run" / "last.ckpt"
+
+    def fit(epochs: int, ckpt_path: Path | None = None, **arguments: Any) -> None:
+        trainer = plain_trainer(callbacks=[LastCheckpoint(last.parent)], enable_checkpointing=True, max_epochs=epochs)
+        data = SentimentDataModule(bert, train=source, val=source, batch_size=3)
+        trainer.fit(SentimentModule(bert, **arguments), data, ckpt_path=ckpt_path)
+
+    fit(1)
+    before = last.read_bytes()
+    with pytest.raises(ValueError, match="parameter group"):
+        fit(2, last, layer_decay=0.5)
+    assert last.read_bytes() == before

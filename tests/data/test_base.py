@@ -519,12 +519,16 @@ def test_a_module_of_other_tokens_is_refused(make: Make, bert: str, roberta: str
 
 def test_a_module_of_another_project_is_asked_nothing(make: Make) -> None:
     class Foreign(LightningModule):
+        def __init__(self, backbone: str) -> None:
+            super().__init__()
+            self.save_hyperparameters()
+
         labels, tokenizer, problem_type = ["b", "a"], "a teacher's", "single_label_classification"
 
         def predict_step(self, batch: Any) -> None:
             pass
 
-    assert plain_trainer().predict(Foreign(), datamodule=make(predict=make().sources["train"]))
+    assert plain_trainer().predict(Foreign("resnet"), datamodule=make(predict=make().sources["train"]))
 
 
 # Arguments

@@ -142,6 +142,7 @@ def test_what_a_subclass_adds_is_trained(bert: str, batches: Batches) -> None:
         def __init__(self, backbone: str) -> None:
             super().__init__(backbone, warmup=0.0)
             self.added = torch.nn.Linear(2, 2)
+            self.head_bias = self.model.classifier.bias
 
         def forward_batch(self, batch: Any) -> Tensor:
             return self.added(super().forward_batch(batch))
@@ -151,6 +152,7 @@ def test_what_a_subclass_adds_is_trained(bert: str, batches: Batches) -> None:
     trainer = plain_trainer(max_steps=1)
     trainer.fit(fitted, loader(batches))
     assert not any(torch.equal(before[name], each) for name, each in fitted.added.state_dict().items())
+    assert sum(len(group["params"]) for group in trainer.optimizers[0].param_groups) == len(list(fitted.parameters()))
     decays = {each: group["weight_decay"] for group in trainer.optimizers[0].param_groups for each in group["params"]}
     assert (decays[fitted.added.weight], decays[fitted.added.bias]) == (0.01, 0.0)
 
