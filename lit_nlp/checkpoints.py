@@ -40,8 +40,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(
             "a checkpoint is read from a local file only, not from a URL", where=where, mend="download it first"
         )
+    if where and Path(path).is_dir():
+        raise CheckpointError("this is a folder", where=where, mend="name a checkpoint in it, such as best.ckpt")
     if not Path(path).is_file():
-        nearest = next((str(folder) for folder in (Path(where), *Path(where).parents) if folder.is_dir()), ".")
+        nearest = next((str(folder) for folder in Path(where).parents if folder.is_dir()), ".")
         mend = f"look into {'checkpoints' if nearest == '.' else nearest.rstrip('/')}/"
         raise CheckpointError("there is no such checkpoint file", where=where, mend=mend)
     stat = Path(path).stat()

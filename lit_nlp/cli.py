@@ -96,9 +96,9 @@ def run(args: list[str]) -> int:
 
     def end_softly(number: int, _frame: object) -> None:
         """End a fit behind its batch, as SIGTERM does, where Lightning waits for that; a second time at once."""
-        if interrupted or signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, None):
-            raise KeyboardInterrupt
         interrupted.append(number)
+        if len(interrupted) > 1 or signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, None):
+            raise KeyboardInterrupt
         os.kill(os.getpid(), signal.SIGTERM)
 
     if threading.current_thread() is threading.main_thread():
@@ -116,6 +116,10 @@ def run(args: list[str]) -> int:
         return 2
     except SIGTERMException:
         return 130 if interrupted else 143
+    except SystemExit:
+        if not interrupted:
+            raise
+        raise KeyboardInterrupt from None  # which Lightning had made an exit
     except OSError as error:
         if error.filename is None:
             raise
@@ -603,7 +607,8 @@ def _check_arguments(args: list[str]) -> None:
 
 def _check_yaml(path: str) -> None:
     try:
-        yaml.compose(Path(path).read_text("utf-8"), yaml.SafeLoader)
+        if not isinstance(yaml.compose(Path(path).read_text("utf-8"), yaml.SafeLoader), yaml.MappingNode):
+            raise ConfigError("the config names no options", where=path, mend="see configs/")
     except UnicodeDecodeError as error:
         raise ConfigError("the config isn't UTF-8", where=path, mend="convert it") from error
     except yaml.YAMLError as error:
@@ -708,7 +713,7 @@ def _run_of(
     if not isinstance(datamodule, TextDataModule) or ckpt_path is None:
         raise ConfigError("influence needs the training data and a run's checkpoints", where="explain.influence")
     datamodule.opened("train")
-    as_trained = "give --data.train, and with it --data.limit, as in training"
+    as_trained = "give --data.train, --data.val and --data.limit as in training"
     trained, counts = module.hparams.get("label_counts"), getattr(datamodule, "facts", {}).get("label_counts")
     if trained is not None and counts != trained:
         raise ConfigError(

@@ -111,7 +111,7 @@ def test_a_url_is_not_fetched(url: str) -> None:
 
 def test_a_file_that_is_not_there_or_a_folder_is_no_checkpoint(tmp_path: Path) -> None:
     refused(tmp_path / "gone.ckpt", "there is no such checkpoint file")
-    refused(tmp_path, "there is no such checkpoint file")
+    refused(tmp_path, "this is a folder")
     with pytest.raises(CheckpointError, match=r"^there is no such checkpoint file; look into checkpoints/$"):
         read_checkpoint("")
 

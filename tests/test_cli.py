@@ -295,6 +295,7 @@ def test_what_only_changes_how_a_model_runs_is_no_conflict(project: Path) -> Non
         (["tset"], "did you mean 'test'?"),
         (["fit", "--config", "gone.yaml"], "gone.yaml: there is no such config file"),
         (["fit", "--config", "broken.yaml"], "broken.yaml, line 2: broken YAML: mapping values are not allowed here"),
+        (["fit", "--config", "list.yaml"], "list.yaml: the config names no options; see configs/"),
         (["fit", "--config", "https://example.org/x.yaml"], "read from a local file only"),
         (
             ["fit", "--config", "config.yaml", "--model.learning_rat", "1"],
@@ -316,6 +317,7 @@ def test_a_mistake_is_one_line_and_status_2(
     project: Path, capsys: pytest.CaptureFixture[str], args: list[str], message: str
 ) -> None:
     Path("broken.yaml").write_text("name: x\ndata: train: x.csv\n")
+    Path("list.yaml").write_text("- a\n- b\n")
     assert command.main(args) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lit-nlp: ")]
     assert message in line

@@ -197,8 +197,6 @@ class TextClassificationModule(TransformerModule):
         """Whether no row has several windows, of which batches hold now more and now less."""
         return self.doc_stride is None
 
-    # Evaluation
-
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take no weights that were trained with the classes in other places.
 
@@ -210,6 +208,8 @@ class TextClassificationModule(TransformerModule):
             problem = f"the checkpoint was trained with the labels {trained}, the module has {self.labels}"
             raise CheckpointError(problem, where="ckpt_path", mend="give the module those of the checkpoint")
         super().on_load_checkpoint(checkpoint)
+
+    # Evaluation
 
     @property
     def monitor(self) -> tuple[str, Literal["min", "max"]]:
