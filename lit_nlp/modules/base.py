@@ -460,7 +460,8 @@ class TransformerModule(LightningModule):
         Raises:
             UserError: There is what is no number, or infinite, as where training diverged.
         """
-        fits = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING and self._trainer.training
+        state = None if self._trainer is None else self._trainer.state
+        fits = state is not None and state.fn == TrainerFn.FITTING and state.status == TrainerStatus.RUNNING
         if not fits and (logits.isnan() | logits.isposinf()).any():
             mend = "take a checkpoint from before the weights diverged, or a wider precision"
             raise UserError("what the model says is no finite number", mend=mend)

@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lit_nlp import TextClassificationDataModule, TextClassificationModule
 from lit_nlp.data.base import TextDataModule
-from lit_nlp.errors import CheckpointError, ConfigError, UserError
+from lit_nlp.errors import CheckpointError, ConfigError, NonFiniteError, UserError
 from lit_nlp.explain import attribute
 from lit_nlp.modules.base import TransformerModule
 from lit_nlp.modules.text_classification import ProblemType, multi_label_losses, single_label_losses
@@ -646,12 +646,19 @@ def test_arguments_that_are_wrong_or_do_not_go_together_are_named(
     assert str(raised.value) == message
 
 
-def test_what_is_no_number_is_not_told(bert: str) -> None:
+def test_what_is_no_number_is_not_told(bert: str, tmp_path: Path) -> None:
     module = TextClassificationModule(bert, labels=["a", "b"])
     with torch.no_grad():
         module.model.classifier.bias[0] = torch.nan
     with pytest.raises(UserError, match=r"^what the model says is no finite number; take a checkpoint from before"):
         module.predict_texts(["a film"])
+    # While it is fitted, the update tells; what is validated before is not the last word.
+    rows = write_rows(tmp_path / "rows.jsonl", [{"text": text, "label": "ab"[i % 2]} for i, text in enumerate(CORPUS)])
+    data = TextClassificationDataModule(bert, train=rows, val=rows, test=rows, labels=["a", "b"])
+    with pytest.raises(NonFiniteError, match="the loss is not finite at step 0"):
+        plain_trainer(num_sanity_val_steps=1).fit(module, data)
+    with pytest.raises(UserError, match="the model says is no finite number"):
+        plain_trainer().test(module, data)
 
 
 def test_a_checkpoint_of_labels_in_other_places_is_not_taken(bert: str, tmp_path: Path) -> None:
