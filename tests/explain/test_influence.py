@@ -689,7 +689,7 @@ def test_rows_that_a_checkpoint_was_not_trained_on_are_refused(other: Any) -> No
     data.tables["train"] = data.tables["train"].select([0, 1])
     data.setup = lambda stage: None
     with pytest.raises(
-        ConfigError, match=f"trained on {len(CORPUS)} rows, these are 2; give --data.train, and with it"
+        ConfigError, match=f"trained on {len(CORPUS)} rows, these are 2; give --data.train, --data.val and"
     ):
         cli._run_of(module, data, str(checkpoints[0]))
 
