@@ -123,7 +123,8 @@ class TransformerModule(LightningModule):
             self.model.get_input_embeddings().padding_idx = None  # type: ignore[assignment]
         self._check_positions()
         self.metrics = _Metrics({split: self.new_metrics() for split in ("val", "test")})
-        # Lightning's own mean over processes rounds how many rows each has. What is no number stays so.
+        # Lightning's own mean over processes rounds how many rows each has; torchmetrics would leave out a batch that
+        # has no finite loss, and with "disable" the weights.
         self.losses = _Metrics(
             {split: MeanMetric(nan_strategy=math.nan).set_dtype(torch.float32) for split in ("val", "test")}
         )
@@ -241,7 +242,7 @@ class TransformerModule(LightningModule):
         raise NotImplementedError
 
     def figures(self, measured: dict[str, Any]) -> dict[str, Tensor]:
-        """Return what is logged of a split's metrics, by name."""
+        """Return what is logged of a split, by name: its mean loss, and what its metrics measured."""
         return measured
 
     def evaluation_files(self, rows: Sequence[Any]) -> Files:
@@ -475,10 +476,8 @@ class TransformerModule(LightningModule):
         cast(MeanMetric, self.losses[split]).reset()
 
     def _log_metrics(self, split: EvaluationSplit) -> None:
-        mean = cast(MeanMetric, self.losses[split])
-        figures = self.figures(self.metrics_of(split).compute())
-        if mean.update_called:  # which tasks that measure their loss otherwise don't
-            figures["loss"] = mean.compute()
+        loss = cast(MeanMetric, self.losses[split]).compute()
+        figures = self.figures({"loss": loss, **self.metrics_of(split).compute()})
         self._reset_metrics(split)
         self.log_dict({f"{split}/{name}": figure.float() for name, figure in figures.items()}, sync_dist=True)
 

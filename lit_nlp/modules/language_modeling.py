@@ -200,15 +200,14 @@ class LanguageModelingModule(TransformerModule):
     # Evaluation
 
     def new_metrics(self) -> MetricCollection:
-        """Return the mean loss of a token."""
-        # torchmetrics would leave out a batch that has no finite loss, and with "disable" the weights.
-        return MetricCollection({"loss": MeanMetric(nan_strategy=math.nan)})
+        """Return none: the mean loss of a token tells all."""
+        return MetricCollection({})
 
     def evaluate(self, split: EvaluationSplit, batch: Batch) -> list[Any]:
         """Measure a batch's tokens; there is nothing to tell of each row."""
         losses = self.row_losses(self.forward_batch(batch), batch)
         if tokens := int(self.places(batch).sum()):
-            self.metrics_of(split).update(losses.sum() / tokens, weight=tokens)
+            self.log_loss(split, losses, tokens)
         return []
 
     def figures(self, measured: dict[str, Any]) -> dict[str, Tensor]:
@@ -219,7 +218,7 @@ class LanguageModelingModule(TransformerModule):
         """
         if measured["loss"].isnan() and not self.trainer.sanity_checking:
             split: EvaluationSplit = "test" if self.trainer.testing else "val"
-            if not cast(MeanMetric, self.metrics_of(split)["loss"]).weight:
+            if not cast(MeanMetric, self.losses[split]).weight:
                 problem = "no text has a token that could be found: all are special or unknown"
                 raise DataError(problem, where=f"data.{split}", mend="name texts that the tokenizer knows")
         return {**measured, "perplexity": measured["loss"].exp()}
